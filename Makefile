@@ -1,0 +1,65 @@
+# Needs git, make and Python 3.11, 3.12 or 3.13. Each target sets up what it needs.
+#   make demo    train on images generated on the spot; writes runs/demo, starting it afresh each time
+#   make test    the tests (slow ones: make test ARGS="-m slow")
+#   make check   lint, formatting, types
+#   make bench   images/s of the feature cache beside a plain loop
+# Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
+# ARGS="..." is added to the target's command line.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+ARGS ?=
+DEMO_DIR := runs/demo
+
+# The stamp is named after the place and the content of what was installed, not after times: another
+# branch and back installs nothing, and a checkout that was moved does not run its old copy's code.
+STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' '-')
+
+.DEFAULT_GOAL := help
+.PHONY: help environment demo test check bench
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+environment: $(STAMP)
+
+demo: $(STAMP)
+	rm -rf $(DEMO_DIR)
+	$(PY) train.py data=demo run_dir=$(DEMO_DIR) $(ARGS)
+
+test: $(STAMP)
+	$(PY) -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP)
+	$(PY) -m benchmarks.features $(ARGS)
+
+# The stamp is written last: an install that failed or was interrupted is done again from the start.
+$(STAMP):
+	@is_supported() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }; \
+	python=; \
+	for candidate in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
+	  if is_supported "$$candidate"; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "graft needs Python 3.11, 3.12 or 3.13; tried: $(or $(PYTHON),python3.11 python3 python3.12 python3.13)." \
+	    "Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$python" --version), once. It downloads 3.4 GB (torch with CUDA," \
+	  "OpenVINO; less where pip has them already), takes 7.2 GB of disk and a few minutes."; \
+	rm -rf $(VENV); \
+	"$$python" -m venv $(VENV) \
+	  || { echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }; \
+	$(PY) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[aws,serve,dev]' \
+	  | sed -unE 's/^ *(Downloading|Using cached) (.*\/)?([^ ]+) (\([0-9]{2,}\.?[0-9]* MB\)|\([0-9.]+ GB\))$$/  \3 \4/p; s/^Installing collected packages.*/  installing/p'
+	@touch $@
+	@echo "$(VENV) is ready."

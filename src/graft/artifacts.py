@@ -1,0 +1,235 @@
+"""The two things a run leaves: its run directory and the model bundle. Names, write, read; no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from graft.errors import RunError
+from graft.images import InputSpec
+from graft.storage import write_atomic, write_text
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run. `run.json` says whether the run is finished and, if not, why."""
+
+    path: Path
+    run_id: str
+
+    @property
+    def config(self) -> Path:
+        """The composed configuration; `overrides_from` reads it back."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Flat JSON: metric name -> number."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """CSV: path, split, label, the five likeliest classes with their probabilities."""
+        return self.path / "predictions.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Lightning's checkpoints: best.ckpt and last.ckpt."""
+        return self.path / "checkpoints"
+
+    @property
+    def bundle(self) -> Path:
+        """The model as it is deployed."""
+        return self.path / "bundle"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run atomically, keys in the order given."""
+        write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def set_state(self, state: str, reason: str = "") -> None:
+        """Record `unfinished`, `failed` (with its reason) or `finished`."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write_json("run.json", {"id": self.run_id, "state": state, "reason": reason, "at": now})
+
+
+@contextmanager
+def open_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Iterator[RunDirectory]:
+    """Hold a run directory for one process, new or left unfinished by the same configuration.
+
+    The directory is locked while the run goes on; whatever ends the run without `finished` leaves
+    it resumable, with the reason in `run.json`.
+
+    Raises:
+        RunError: the directory is finished, in use, not empty, or of another configuration.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"run_dir={path} is in use by another process; give another run_dir") from error
+    try:
+        run = _claim(path, config_yaml)
+        write_text(run.config, config_yaml)
+        run.write_json("overrides.json", list(overrides))
+        try:
+            yield run
+        except BaseException as error:
+            run.set_state("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+    finally:
+        lock.release()
+
+
+def read_state(path: Path) -> dict[str, str]:
+    """`id`, `state`, `reason` and `at` of a run directory; empty where there is no run."""
+    try:
+        state = json.loads((path / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in state.items()}
+
+
+def record_failure(path: Path, reason: str) -> None:
+    """Say of a run that never opened its directory why it did not."""
+    if not read_state(path):
+        path.mkdir(parents=True, exist_ok=True)
+        RunDirectory(path, uuid.uuid4().hex).set_state("failed", reason)
+
+
+def _claim(path: Path, config_yaml: str) -> RunDirectory:
+    state = read_state(path)
+    if not state:
+        _refuse_foreign(path)
+        run = RunDirectory(path, uuid.uuid4().hex)
+    elif state["state"] == "finished":
+        raise RunError(f"run_dir={path} holds a finished run; give another run_dir, or delete that one")
+    else:
+        run = RunDirectory(path, state["id"])
+        _refuse_other_config(run, config_yaml)
+    run.set_state("unfinished")
+    return run
+
+
+def _refuse_foreign(path: Path) -> None:
+    foreign = sorted(entry.name for entry in os.scandir(path) if entry.name != ".lock")
+    if foreign:
+        raise RunError(f"run_dir={path} is no run directory: it holds {foreign[0]}; give a new or an empty one")
+
+
+def _refuse_other_config(run: RunDirectory, config_yaml: str) -> None:
+    if not run.config.exists():
+        return
+    before, now = run.config.read_text().splitlines(), config_yaml.splitlines()
+    changed = [f"{line.strip()} (there), " for line in before if line not in now]
+    changed += [f"{line.strip()} (here), " for line in now if line not in before]
+    if changed:
+        listed = "".join(changed[:6]).rstrip(", ")
+        raise RunError(
+            f"run_dir={run.path} holds an unfinished run of another configuration: {listed}; "
+            "give the same configuration to resume it, or another run_dir"
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself: enough to rebuild the model and to judge it."""
+
+    backbone: str
+    hidden: int
+    class_names: tuple[str, ...]
+    input: InputSpec
+    temperature: float
+    model_id: str
+    weights: str
+    weights_fingerprint: str
+    trained_part: str
+    feature_precision: str
+    metrics: dict[str, float]
+    data: dict[str, Any]
+    git_sha: str
+    created: str
+    toy: bool = False
+    notes: tuple[str, ...] = ()
+    version: int = MANIFEST_VERSION
+    parity: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParitySample:
+    """A photo as the server would receive it, and the logits the model gave for it.
+
+    `logits` is float32 [C], from the fp32 torch model.
+    """
+
+    data: bytes
+    logits: NDArray[np.float32]
+
+
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    tensors: dict[str, NDArray[Any]],
+    parity: Sequence[ParitySample],
+    card: str,
+) -> None:
+    """Write model.safetensors, the parity samples and the card, and the manifest last."""
+    from safetensors.numpy import save
+
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / "model.safetensors", save(tensors))
+    (path / "parity").mkdir(exist_ok=True)
+    for number, sample in enumerate(parity):
+        write_atomic(path / "parity" / f"{number:02d}.image", sample.data)
+    logits = [[round(float(value), 6) for value in sample.logits] for sample in parity]
+    write_text(path / "parity" / "logits.json", json.dumps(logits))
+    write_text(path / "README.md", card)
+    write_text(path / "manifest.json", json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle.
+
+    Raises:
+        RunError: there is no bundle at `path`, or one of a version this release does not read.
+    """
+    try:
+        content = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is no model bundle: manifest.json cannot be read ({error})") from error
+    if content.get("version") != MANIFEST_VERSION:
+        raise RunError(f"{path}: manifest version {content.get('version')}; accepted is {MANIFEST_VERSION}")
+    spec = content.pop("input")
+    spec["mean"], spec["std"] = tuple(spec["mean"]), tuple(spec["std"])
+    for name in ("class_names", "notes"):
+        content[name] = tuple(content[name])
+    return Manifest(input=InputSpec(**spec), **content)
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a bundle by name."""
+    from safetensors.numpy import load_file
+
+    return load_file(path / "model.safetensors")
+
+
+def read_parity(path: Path) -> list[ParitySample]:
+    """The parity samples of a bundle."""
+    logits = json.loads((path / "parity" / "logits.json").read_text())
+    files = sorted((path / "parity").glob("*.image"))
+    return [
+        ParitySample(file.read_bytes(), np.asarray(row, np.float32)) for file, row in zip(files, logits, strict=True)
+    ]

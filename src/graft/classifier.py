@@ -1,0 +1,148 @@
+"""Classifier: the LightningModule of a pretrained backbone and its two-layer head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional
+from torchmetrics.classification import MulticlassAccuracy
+
+from graft.errors import WeightsError
+from graft.model import build_backbone, build_head, feature_width, fingerprint, freeze, set_modes
+from graft.optim import build_optimizer, build_schedule
+from graft.transforms import normalise
+
+
+class Classifier(pl.LightningModule):
+    """Backbone and head, whichever of them trains.
+
+    A batch is (inputs, labels int64 [B]); inputs are images, uint8 [B, S, S, 3], or features that
+    the same backbone gave for them, float32 [B, D]. Every argument is a plain value, so that a
+    checkpoint loads with `weights_only` and says all there is to say.
+
+    Args:
+        backbone: torchvision model name.
+        num_classes: C.
+        hidden: width of the head's hidden layer.
+        mean: per channel, of pixels in 0..1.
+        std: likewise.
+        weights: where the backbone's weights came from; read again when a checkpoint without them is loaded.
+        unfreeze: `head`, `all`, or a part of the backbone.
+        algorithm: `adam` or `adamw`.
+        lr: learning rate of the head.
+        weight_decay: of the optimiser.
+        label_smoothing: in 0..1.
+        schedule: `constant` or `cosine`.
+        backbone_lr_factor: learning rate of unfrozen parts, as a factor of `lr`.
+        class_weights: weight of each class in the loss, [C]; None for equal weights.
+        seed: of the initialisation.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        hidden: int = 512,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        weights: str = "none",
+        unfreeze: str = "head",
+        algorithm: str = "adam",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        label_smoothing: float = 0.0,
+        schedule: str = "constant",
+        backbone_lr_factor: float = 0.1,
+        class_weights: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = build_backbone(backbone, weights=weights, seed=seed)
+        self.head = build_head(feature_width(self.backbone), hidden, num_classes, seed=seed)
+        freeze(self.backbone, unfreeze)
+        set_modes(self.backbone, unfreeze)
+        self.loss_weights: torch.Tensor | None
+        self.register_buffer("loss_weights", None if class_weights is None else torch.tensor(class_weights))
+        self.valid_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, S, S, 3] -> logits float32 [B, C]."""
+        features = self.backbone(normalise(images, self.hparams["mean"], self.hparams["std"]))
+        logits: torch.Tensor = self.head(features)
+        return logits
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [B, C] of images, uint8 [B, S, S, 3], or of features, float32 [B, D]."""
+        logits: torch.Tensor = self(inputs) if inputs.dtype == torch.uint8 else self.head(inputs)
+        return logits
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
+        """The loss of one batch, scalar."""
+        inputs, labels = batch
+        loss = functional.cross_entropy(
+            self.logits(inputs),
+            labels,
+            weight=self.loss_weights,
+            label_smoothing=self.hparams["label_smoothing"],
+        )
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
+        """Plain cross-entropy, so that runs with other weights or smoothing compare."""
+        inputs, labels = batch
+        logits = self.logits(inputs)
+        self.valid_accuracy(logits, labels)
+        loss = functional.cross_entropy(logits, labels)
+        self.log("valid/loss", loss, prog_bar=True, batch_size=len(labels))
+        self.log("valid/accuracy", self.valid_accuracy, prog_bar=True, batch_size=len(labels))
+
+    def on_train_epoch_start(self) -> None:
+        """Frozen parts in eval mode: `requires_grad` alone leaves BatchNorm's statistics moving."""
+        set_modes(self.backbone, self.hparams["unfreeze"])
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser over what trains, and the schedule where there is one."""
+        h = self.hparams
+        optimizer = build_optimizer(
+            list(self.head.parameters()),
+            [parameter for parameter in self.backbone.parameters() if parameter.requires_grad],
+            algorithm=h["algorithm"],
+            lr=h["lr"],
+            weight_decay=h["weight_decay"],
+            backbone_lr_factor=h["backbone_lr_factor"],
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, schedule=h["schedule"], total_steps=steps)
+        if schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @cached_property
+    def backbone_fingerprint(self) -> str:
+        """Hex digest of the backbone as it was loaded."""
+        return fingerprint(self.backbone)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the weights that cannot have changed: 94 MB per epoch for a frozen ResNet-50."""
+        if self.hparams["unfreeze"] == "head":
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("backbone.")}
+            checkpoint["backbone_fingerprint"] = self.backbone_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put back what `on_save_checkpoint` left out, from this model's own backbone.
+
+        Raises:
+            WeightsError: `weights` are no longer those that the checkpoint was made with.
+        """
+        if checkpoint.get("backbone_fingerprint", self.backbone_fingerprint) != self.backbone_fingerprint:
+            raise WeightsError(f"model.weights={self.hparams['weights']} changed since the checkpoint was written")
+        own = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        checkpoint["state_dict"] = {**own, **checkpoint["state_dict"]}

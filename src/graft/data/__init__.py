@@ -1,0 +1,1 @@
+"""Photos in splits: scanning, checking, loading, splitting, and a demo set drawn from a seed."""

@@ -1,0 +1,1 @@
+"""The feature cache: a frozen backbone is a pure function, so each photo passes through it once."""

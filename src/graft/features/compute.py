@@ -1,0 +1,134 @@
+"""Features of all splits of a folder: which spaces they lie in, and the pass that completes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from graft.data.folder import Digests
+from graft.features.cache import Space, evict
+from graft.features.engines import Engine, Normalised, Receive, make_engine, resolve
+from graft.features.extract import Extracted, Job, Progress, extract
+from graft.images import InputSpec
+from graft.model import feature_width, fingerprint
+
+# bf16 has 8 bits of mantissa and float16 has 11: nothing is lost by storing half as much.
+STORED_AS = {"fp32": "float32", "bf16": "float16"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frozen function and how it is run.
+
+    Attributes:
+        module: in eval mode.
+        name: torchvision's name.
+        spec: what it expects of an image.
+        engine: auto, openvino or torch.
+        precision: auto, fp32 or bf16.
+        device: cpu or cuda.
+        batch_size: images per call.
+    """
+
+    module: nn.Module
+    name: str
+    spec: InputSpec
+    engine: str
+    precision: str
+    device: str
+    batch_size: int
+
+
+class FeatureCache:
+    """Features of one frozen backbone below a cache directory.
+
+    Args:
+        directory: of all cached features.
+        backbone: the function.
+        workers: decoding threads.
+    """
+
+    def __init__(self, directory: Path, backbone: Backbone, *, workers: int) -> None:
+        self.directory, self.backbone, self.workers = directory, backbone, workers
+        self.engine, self.precision = resolve(backbone.engine, backbone.precision, backbone.device)
+        self._weights = fingerprint(backbone.module)
+        self._spaces: set[str] = set()
+
+    def plain(self, paths: Sequence[Path], digests: Digests, progress: Progress) -> Extracted:
+        """The plain view of every photo, in their order."""
+        return self._pass(paths, digests, None, progress)
+
+    def view(self, number: int, seed: int, paths: Sequence[Path], digests: Digests, progress: Progress) -> Extracted:
+        """One augmented view of every photo: its crop depends on (seed, number, the photo's bytes) alone."""
+        return self._pass(paths, digests, (seed, number), progress)
+
+    def evict(self, max_bytes: float) -> list[str]:
+        """Remove the least recently used features of other runs beyond `max_bytes`."""
+        return evict(self.directory, max_bytes, keep=sorted(self._spaces))
+
+    def _pass(
+        self, paths: Sequence[Path], digests: Digests, view_seed: tuple[int, ...] | None, progress: Progress
+    ) -> Extracted:
+        b = self.backbone
+        job = Job(paths, digests, b.spec, view_seed, b.batch_size, self.workers)
+        space = self._space(view_seed)
+        self._spaces.add(space.key)
+        return extract(job, space, self._make, progress)
+
+    def _space(self, view_seed: tuple[int, ...] | None) -> Space:
+        b = self.backbone
+        describe: dict[str, Any] = {
+            "backbone": b.name,
+            "weights": self._weights,
+            "image_size": b.spec.image_size,
+            "resize": b.spec.resize,
+            "fit": b.spec.fit,
+            "mean": list(b.spec.mean),
+            "std": list(b.spec.std),
+            "engine": self.engine,
+            "precision": self.precision,
+            "view": "plain" if view_seed is None else list(view_seed),
+        }
+        return Space(self.directory, describe, feature_width(b.module), STORED_AS[self.precision])
+
+    def _make(self, receive: Receive) -> Engine:
+        b = self.backbone
+        return make_engine(
+            Normalised(b.module, b.spec.mean, b.spec.std).eval(),
+            engine=self.engine,
+            precision=self.precision,
+            device=b.device,
+            batch_size=b.batch_size,
+            image_size=b.spec.image_size,
+            receive=receive,
+        )
+
+
+def inspect(paths: Sequence[Path], digests: Digests, directory: Path, *, workers: int, progress: Progress) -> Extracted:
+    """Decode every photo once without computing anything of it; `table.status` tells what is wrong.
+
+    For runs that read images in every epoch: they must know before the first step which photos
+    cannot be decoded. The answer is cached like features, as vectors of no numbers.
+    """
+    space = Space(directory, {"backbone": "none", "view": "decoded at 224 pixels"}, 0, "float16")
+    job = Job(paths, digests, InputSpec(), None, 16, workers)
+    return extract(job, space, _NoEngine, progress)
+
+
+class _NoEngine:
+    """Gives every image a vector of no numbers."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+
+    def submit(self, pixels: NDArray[np.uint8], tag: Any) -> None:
+        self._receive(tag, np.empty((len(pixels), 0), np.float32))
+
+    def finish(self) -> None:
+        pass

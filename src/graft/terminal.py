@@ -1,0 +1,141 @@
+"""What a person at the terminal sees: progress bars while it runs, small tables at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from graft.artifacts import read_state, record_failure
+from graft.errors import GraftError
+
+RESUMABLE = "stopped; the same command with the same run_dir goes on from here"
+
+console = Console(stderr=True)
+
+
+class _Rate(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
+
+
+@contextmanager
+def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar with images/s and the time left; yields the function that advances it. Thread-safe."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def say(message: str) -> None:
+    """One line for the person, on stderr."""
+    console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def plain_errors(record_in: Path | None = None) -> Iterator[None]:
+    """What a person can mend ends the program with one line, and so does Ctrl-C; no traceback.
+
+    Args:
+        record_in: directory of a run that is part of a sweep: the error is kept there and the sweep goes on.
+    """
+    try:
+        yield
+    except GraftError as error:
+        say(f"error: {error}")
+        if record_in is None:
+            sys.exit(2)
+        record_failure(record_in, str(error))
+    except KeyboardInterrupt:
+        say(RESUMABLE)
+        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code in (130, 143):
+            say(RESUMABLE)
+        raise
+
+
+def run_table(run_dir: Path, metrics: Mapping[str, float]) -> None:
+    """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next."""
+    table = Table(title=f"run {run_dir}", title_justify="left")
+    for column in ("split", "accuracy", "95 % interval", "top-5", "loss", "images"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in ("valid", "test"):
+        if f"{split}/accuracy" in metrics:
+            table.add_row(split, *_figures(metrics, split))
+    out = Console()
+    out.print(table)
+    seconds = (f"{name} {metrics[f'time/{name}_s']:.1f} s" for name in ("features", "fit", "total"))
+    out.print(f"time: {', '.join(seconds)}", highlight=False)
+    if "test/openings" in metrics:
+        out.print(f"test: opened {metrics['test/openings']:.0f} times with these photos", highlight=False)
+    out.print(f"bundle: {run_dir}/bundle", highlight=False, soft_wrap=True)
+    out.print(f"next: python -c \"import graft; print(graft.load('{run_dir}/bundle')('PHOTO'))\"", soft_wrap=True)
+
+
+def sweep_table(sweep_dir: Path) -> bool:
+    """One row per run of a sweep, the lowest valid/loss first; returns whether all of them finished."""
+    rows = sorted(_sweep_rows(sweep_dir), key=lambda row: (row[0], row[1]))
+    table = Table(title=f"runs of {sweep_dir}", title_justify="left")
+    for column in ("run", "overrides", "valid/loss", "valid/accuracy", "seconds"):
+        table.add_column(column, overflow="fold")
+    for _, _, cells in rows:
+        table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    return all(loss != float("inf") for loss, _, _ in rows)
+
+
+def _figures(metrics: Mapping[str, float], split: str) -> list[str]:
+    value = {name: metrics[f"{split}/{name}"] for name in ("accuracy", "top5_accuracy", "loss", "images")}
+    interval = f"{metrics[f'{split}/accuracy_low']:.3f} .. {metrics[f'{split}/accuracy_high']:.3f}"
+    top5, loss, images = f"{value['top5_accuracy']:.3f}", f"{value['loss']:.4f}", f"{value['images']:.0f}"
+    return [f"{value['accuracy']:.4f}", interval, top5, loss, images]
+
+
+def _sweep_rows(sweep_dir: Path) -> Iterator[tuple[float, int, list[str]]]:
+    for run in sorted(path for path in sweep_dir.iterdir() if path.name.isdigit()):
+        overrides = _overrides(run)
+        try:
+            metrics = json.loads((run / "metrics.json").read_text())
+        except (OSError, ValueError):
+            state = read_state(run)
+            reason = state.get("reason") or state.get("state", "did not start")
+            yield float("inf"), int(run.name), [run.name, overrides, reason, "", ""]
+            continue
+        loss, accuracy = metrics["valid/loss"], metrics["valid/accuracy"]
+        yield loss, int(run.name), [
+            run.name, overrides, f"{loss:.4f}", f"{accuracy:.4f}", f"{metrics['time/total_s']:.1f}",
+        ]  # fmt: skip
+
+
+def _overrides(run: Path) -> str:
+    try:
+        listed = json.loads((run / "overrides.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    return " ".join(line for line in listed if not line.startswith("run_dir="))
