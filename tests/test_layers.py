@@ -260,10 +260,14 @@ def plant(root: Path, files: dict[str, str]) -> Path:
         "features/cache.py": "from ..data import folder\nfrom graft import model\n",
         "evaluate.py": "from graft import features, data, storage\n",
         "launcher/__init__.py": "",
+        "launcher/local.py": "",
         "storage.py": "def fetch():\n    import boto3\n",
         "classifier.py": "import pytorch_lightning\nfrom graft import model\n",
         "trainer.py": "from graft import classifier, data, evaluate\nfrom graft.features import cache\n",
-        "/train.py": "import hydra\nfrom graft import config, launcher\ndef main():\n    from graft import trainer\n",
+        "/train.py": (
+            "import hydra\nfrom graft import config\nfrom graft.launcher import local\n"
+            "def main():\n    from graft import trainer\n"
+        ),
     }
     for name, text in {**sound, **files}.items():
         path = root / name[1:] if name.startswith("/") else root / "src" / "graft" / name

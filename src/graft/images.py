@@ -125,15 +125,13 @@ def render(data: bytes, spec: InputSpec, choose: Callable[[int, int], View] | No
     image = _open(data)
     is_jpeg = image.format in _JPEGS
     # Only JPEGs decode at the view's scale; the others may tell their orientation after the pixels.
-    truncated = not is_jpeg and _load(image)
+    picture, truncated = (image, False) if is_jpeg else _decode_whole(image)
     orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
     view = choose(width, height) if choose else plain_view(width, height, spec)
     box = _stored_box(view, orientation, image.size)
     if is_jpeg:
         picture, box, truncated = _decode_jpeg(data, image, box, spec.image_size)
-    else:
-        picture = _without_alpha(image)
     small = picture.resize((spec.image_size, spec.image_size), Image.Resampling.BILINEAR, box=box)
     if orientation != 1:
         small = small.transpose(_TURNS[orientation])
@@ -214,7 +212,7 @@ def _wrap(pixels: Pixels, mode: str, box: Box, side: int) -> tuple[Image.Image, 
     reach = math.ceil(max(box[2] - box[0], box[3] - box[1]) / side) + 1  # the bilinear filter's support
     left, top = max(int(box[0]) - reach, 0), max(int(box[1]) - reach, 0)
     right, bottom = min(math.ceil(box[2]) + reach, width), min(math.ceil(box[3]) + reach, height)
-    start = memoryview(pixels.reshape(-1))[(top * width + left) * channels :]
+    start = pixels.reshape(-1)[(top * width + left) * channels :]
     # Like Pillow and browsers: ink is stored inverted in every JPEG, whether Adobe signed it or not.
     layout = ("CMYK;I" if mode == "CMYK" else mode, width * channels, 1)
     picture = Image.frombytes(mode, (right - left, bottom - top), start, "raw", layout)
@@ -254,8 +252,17 @@ def _has_pixels(data: bytes) -> bool:
     return data[at : at + 2] not in (b"", _END_OF_JPEG)
 
 
+def _decode_whole(image: ImageFile.ImageFile) -> tuple[Image.Image, bool]:
+    """Picture in mode RGB or L, truncated: of a file other than JPEG."""
+    truncated = _load(image)
+    try:
+        return _without_alpha(image), truncated
+    except ValueError as error:
+        raise ImageError(f"{image.format} in mode {image.mode}: {error}") from error
+
+
 def _load(image: ImageFile.ImageFile) -> bool:
-    """Decode a file other than JPEG; whether it ended early. ImageError where nothing was painted."""
+    """Decode; whether the file ended early. ImageError where nothing was painted."""
     try:
         image.load()
     except _DAMAGE as error:

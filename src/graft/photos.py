@@ -116,39 +116,60 @@ def look_at_photos(
     splits = folder.splits()
     paths = [path for split in splits for path in split.paths()]
     digests = digest_files(paths, workers)
-    title = "looking at photos" if cache else "checking photos"
-    with progress(title, len(paths)) as advance:
-        first = (
-            cache.plain(paths, digests, advance)
-            if cache
-            else inspect(paths, digests, directory, workers=workers, progress=advance)
-        )
+    first = _first_look(paths, digests, cache, directory, workers, progress)
     kept, damage = _apply(splits, first, on_corrupt)
-    ends = np.cumsum([len(split) for split in splits])[:-1]
     usable = {split.name: split.keep(mask) for split, mask in zip(splits, kept, strict=True)}
-    hashes = {s.name: part[mask] for s, part, mask in zip(splits, np.split(digests, ends), kept, strict=True)}
-    passes, by_split = [first], {}
-    if cache:
-        rows = zip(splits, np.split(first.rows, ends), kept, strict=True)
-        by_split = {s.name: [first.at(part[mask])] for s, part, mask in rows}
-        train = usable["train"].paths()
-        for number in range(views):
-            with progress(f"view {number + 1} of {views}", len(train)) as advance:
-                passes.append(cache.view(number, seed, train, hashes["train"], advance))
-        augmented = [look for look in passes[1:]]
-        by_split["train"] = [*(by_split["train"] if plain else []), *augmented]
+    hashes = _by_split(splits, digests, kept)
+    rows = _by_split(splits, first.rows, kept)
+    looks = {name: [first.at(mine)] for name, mine in rows.items()} if cache else {}
+    augmented = _augmented(usable["train"], hashes["train"], cache, views, seed, progress) if cache else []
+    if augmented:
+        looks["train"] = [*(looks["train"] if plain else []), *augmented]
     return Photos(
         splits=usable,
         digests=hashes,
         damage=tuple(damage),
         ignored=folder.ignored,
-        views=by_split,
+        views=looks,
         spec=spec,
         precision=cache.precision if cache else "fp32",
-        computed=sum(look.computed for look in passes),
-        reused=sum(look.reused for look in passes),
+        computed=sum(look.computed for look in [first, *augmented]),
+        reused=sum(look.reused for look in [first, *augmented]),
         seconds=time.perf_counter() - started,
     )
+
+
+def _first_look(
+    paths: Sequence[Path],
+    digests: Digests,
+    cache: FeatureCache | None,
+    directory: Path,
+    workers: int,
+    progress: ProgressBar,
+) -> Extracted:
+    """The plain view of every photo through the backbone, or through the decoder alone."""
+    with progress("looking at photos" if cache else "checking photos", len(paths)) as advance:
+        if cache:
+            return cache.plain(paths, digests, advance)
+        return inspect(paths, digests, directory, workers=workers, progress=advance)
+
+
+def _augmented(
+    train: Split, digests: Digests, cache: FeatureCache, views: int, seed: int, progress: ProgressBar
+) -> list[Extracted]:
+    looks = []
+    for number in range(views):
+        with progress(f"view {number + 1} of {views}", len(train)) as advance:
+            looks.append(cache.view(number, seed, train.paths(), digests, advance))
+    return looks
+
+
+def _by_split(
+    splits: Sequence[Split], values: NDArray[Any], kept: Sequence[NDArray[np.bool_]]
+) -> dict[str, NDArray[Any]]:
+    """Values of all photos, [N], as those of each split's usable photos."""
+    parts = np.split(values, np.cumsum([len(split) for split in splits])[:-1])
+    return {split.name: part[mask] for split, part, mask in zip(splits, parts, kept, strict=True)}
 
 
 def _apply(

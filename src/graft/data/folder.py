@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from graft.data.files import SUFFIXES, is_ignored
 from graft.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 DIGEST_BYTES = 16
 
 Digests = NDArray[np.bytes_]  # [N], dtype S16: one content hash per photo
@@ -143,7 +143,7 @@ def _valid_directory(root: Path) -> Path:
 
 def _list_split(directory: Path) -> tuple[list[str], list[str], list[str]]:
     """Class folders, photos (relative, sorted) and files that are no photos."""
-    classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and entry.name[0] not in "._")
+    classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_ignored(entry.name))
     files: list[str] = []
     others: list[str] = []
     for name in classes:
@@ -155,8 +155,9 @@ def _list_split(directory: Path) -> tuple[list[str], list[str], list[str]]:
 def _walk(directory: Path, prefix: str) -> list[str]:
     found = []
     for entry in os.scandir(directory):
-        if entry.name.startswith("."):
+        if is_ignored(entry.name):
             continue
         relative = f"{prefix}/{entry.name}"
-        found += _walk(Path(entry.path), relative) if entry.is_dir() else [relative]
+        # A linked class folder is followed, a link inside of one is not: it could lead round in a circle.
+        found += _walk(Path(entry.path), relative) if entry.is_dir(follow_symlinks=False) else [relative]
     return found

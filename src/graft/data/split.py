@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from graft.data.files import SUFFIXES, is_ignored
 from graft.errors import DataError
 
 SIDES = ("train", "valid", "test")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 LAYOUT = "a folder with at least two folders of photos, one per class"
 
 _SPLIT_NAMES = {"train", "valid", "val", "validation", "test"}
-_IGNORED = {"__macosx", "thumbs.db"}
 
 T = TypeVar("T")
 
@@ -145,10 +144,6 @@ def _check_portions(valid: float, test: float, seed: int) -> None:
         raise DataError(f"seed={seed}: accepted is a whole number from 0")
 
 
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _IGNORED
-
-
 def _class_folders(src: Path) -> list[str]:
     """Names of the class folders of `src`, sorted."""
     if not src.is_dir():
@@ -190,7 +185,7 @@ def _partial(dst: Path) -> Path:
 def _names(folder: Path) -> list[str]:
     """Names in `folder`, sorted, without hidden and ignored ones."""
     try:
-        return sorted(name for name in os.listdir(folder) if not _is_ignored(name))
+        return sorted(name for name in os.listdir(folder) if not is_ignored(name))
     except OSError as error:
         raise DataError(f"SRC: {folder} cannot be read: {error.strerror}") from error
 
