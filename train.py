@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 STARTED = time.perf_counter()
@@ -11,7 +12,8 @@ STARTED = time.perf_counter()
 import hydra  # noqa: E402  (the clock starts before the first slow import)
 from omegaconf import DictConfig  # noqa: E402
 
-from graft.config import Config, overrides_given, parse, prepare, sweep_member  # noqa: E402
+from graft.command import overrides_given, prepare  # noqa: E402
+from graft.config import Config, parse, sweep_member  # noqa: E402
 from graft.launcher import launch  # noqa: E402
 from graft.terminal import plain_errors, run_table, sweep_table  # noqa: E402
 
@@ -25,7 +27,7 @@ def main(tree: DictConfig) -> None:
     with plain_errors(record_in=sweep_member()):
         config = parse(tree)
         result = launch(config, train)
-        run_table(result.run_dir, result.metrics)
+        run_table(result.run_dir, result.metrics, toy=result.toy)
 
 
 def train(config: Config) -> RunResult:
@@ -37,7 +39,7 @@ def train(config: Config) -> RunResult:
 
 if __name__ == "__main__":
     with plain_errors():
-        command = prepare(sys.argv[1:], now=time.strftime("%Y-%m-%d_%H-%M-%S"))
+        command = prepare(sys.argv[1:], now=time.strftime("%Y-%m-%d_%H-%M-%S"), conf=Path(__file__).with_name("conf"))
     sys.argv[1:] = command.argv
     main()
     if command.multirun:

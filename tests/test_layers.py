@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The table. Entry scripts (the *.py beside pyproject.toml, every __main__.py) are layer 5; so is
 # graft/__init__.py, the package's face, which nothing in the package may use.
 LAYERS = {
-    0: {"errors", "config", "artifacts", "storage", "images", "environment", "terminal"},
+    0: {"errors", "config", "command", "artifacts", "storage", "images", "environment", "terminal"},
     1: {"transforms", "model", "optim", "predictor"},
     2: {"data", "features", "classifier", "evaluate", "metrics"},
     3: {"trainer", "photos", "fit", "bundle"},
@@ -180,9 +180,9 @@ def arrow_problem(source: Source, imported: Import, tree: dict[str, Source]) -> 
 def package_problem(source: Source, imported: Import) -> str | None:
     """What is wrong with an import of somebody else's package, or None."""
     package = imported.target.partition(".")[0]
-    knows_config = source.name == "graft.config" or (source.is_entry and source.name != "graft")
+    knows_config = source.name in ("graft.config", "graft.command") or (source.is_entry and source.name != "graft")
     if package in CONFIG_PACKAGES and not knows_config:
-        return "only config.py and the entries know Hydra and OmegaConf"
+        return "only config.py, command.py and the entries know Hydra and OmegaConf"
     if package in LATE and imported.when_imported:
         return f"{package} is imported inside the function that needs it"
     if package in LIGHTNING and not source.is_entry and layer_of(source.name) in (0, 1):
@@ -304,9 +304,9 @@ FAULTS = [
     ("__init__.py", "from graft import model", "graft loads torch when it is imported: graft -> graft.model -> torch"),
     ("model.py", "import pytorch_lightning", "layers 0 and 1 do not know pytorch_lightning"),
     ("storage.py", "import boto3", "boto3 is imported inside the function that needs it"),
-    ("trainer.py", "from omegaconf import DictConfig", "only config.py and the entries know Hydra"),
-    ("evaluate.py", "def f():\n    import hydra", "only config.py and the entries know Hydra"),
-    ("__init__.py", "import omegaconf", "only config.py and the entries know Hydra"),
+    ("trainer.py", "from omegaconf import DictConfig", "only config.py, command.py and the entries know Hydra"),
+    ("evaluate.py", "def f():\n    import hydra", "only config.py, command.py and the entries know Hydra"),
+    ("__init__.py", "import omegaconf", "only config.py, command.py and the entries know Hydra"),
     ("trainer.py", "from graft.data import __main__", "nothing imports an entry"),
     ("trainer.py", "from graft import load", "imports graft: nothing imports an entry"),
     ("data/path_utils.py", "", "graft.data.path_utils is called utils: name it after what it holds"),

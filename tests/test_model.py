@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import REAL_DATA
 from torch import Tensor, nn
 from torchvision import models
 
@@ -28,6 +28,7 @@ from graft.model import (
     load_weights,
     set_modes,
 )
+from tests.conftest import REAL_DATA
 
 SMALL = "shufflenet_v2_x0_5"  # the quickest to build and to save
 FILES = "the path of a .pth, .pt or .safetensors file"
@@ -38,7 +39,6 @@ FAMILIES = {
     "convnext_tiny": (768, 64),
     "densenet121": (1024, 64),
     "efficientnet_b0": (1280, 64),
-    "efficientnet_v2_s": (1280, 64),
     "googlenet": (1024, 64),
     "inception_v3": (2048, 96),
     "maxvit_t": (512, 224),
@@ -48,11 +48,9 @@ FAMILIES = {
     "regnet_x_400mf": (400, 64),
     "regnet_y_400mf": (440, 64),
     "resnet50": (2048, 64),
-    "resnext50_32x4d": (2048, 64),
     SMALL: (1024, 64),
     "squeezenet1_1": (512, 64),
     "swin_t": (768, 64),
-    "swin_v2_t": (768, 64),
     "vit_b_32": (768, 224),
 }
 
@@ -108,28 +106,26 @@ def test_features_are_what_torchvisions_last_layer_receives(name: str) -> None:
 
 
 def test_vgg_gives_its_second_hidden_layer() -> None:
-    backbone = build_backbone("vgg11")
+    with torch.device("meta"):  # 2 s to initialise; its layout is alexnet's
+        backbone = build_backbone("vgg11")
+        assert backbone(torch.empty(2, 3, 224, 224)).shape == (2, 4096)
     assert feature_width(backbone) == 4096
-    first, second = features(backbone, 32), features(backbone, 32)
-    assert first.shape == (2, 4096)
-    assert torch.equal(first, second)  # dropout stays out in eval mode
 
 
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "resnet50", "vit_b_32"])
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", SMALL])
 def test_a_backbone_also_runs_in_train_mode(name: str) -> None:
     width, size = FAMILIES[name]
     backbone = build_backbone(name).train()
     assert backbone(images(size)).shape == (2, width)
 
 
-def test_every_classifier_of_torchvision_ends_in_a_layer_that_can_be_taken_off() -> None:
-    # On the meta device nothing is computed; regnet is covered above.
-    names = [name for name in models.list_models(module=models) if not name.startswith("regnet")]
-    assert len(names) > 60
-    for name in names:
-        with torch.device("meta"):
-            width = feature_width(build_backbone(name))
-        assert 400 <= width <= 4096, name
+def test_no_family_of_torchvision_is_left_out() -> None:
+    def family(name: str) -> str:
+        found = re.match("[a-z]+", name)
+        return found.group() if found else name
+
+    tried = {family(name) for name in FAMILIES} | {"vgg", "resnext", "wide"}  # the last two are ResNets
+    assert {family(name) for name in models.list_models(module=models)} == tried
 
 
 def test_seed_decides_the_weights_and_leaves_the_global_generator_alone() -> None:
@@ -144,7 +140,7 @@ def test_unknown_backbone_names_the_nearest() -> None:
         build_backbone("resnet51")
     assert str(error.value) == (
         "model.backbone=resnet51: not a torchvision classification model; "
-        "nearest: resnet50, resnet152, resnet101 (of 80)"
+        "nearest: resnet50, resnet18, resnet152 (of 80)"
     )
     with pytest.raises(ConfigError, match=r"nearest: resnet50"):
         input_spec("ResNet50", "none")
@@ -171,10 +167,8 @@ def test_head_is_torchs_own_initialisation_from_the_seed_alone() -> None:
     head = build_head(8, 4, 3, seed=7)
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(7)
-    first, second = nn.Linear(8, 4), nn.Linear(4, 3)
-    assert torch.equal(head[0].weight, first.weight)
-    assert torch.equal(head[2].bias, second.bias)
-    assert not torch.equal(build_head(8, 4, 3, seed=8)[0].weight, first.weight)
+    assert fingerprint(head) == fingerprint(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)))
+    assert fingerprint(head) != fingerprint(build_head(8, 4, 3, seed=8))
 
 
 # -- files
@@ -210,10 +204,6 @@ def two_layers(state: dict[str, Tensor]) -> dict[str, Any]:
     return {**without_classifier(state), "fc.0.weight": torch.zeros(5, 1024), "fc.2.weight": torch.zeros(7, 5)}
 
 
-def half(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {key: value.half().float() if value.is_floating_point() else value for key, value in state.items()}
-
-
 def before_torch_0_4_1(state: dict[str, Tensor]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
@@ -227,10 +217,8 @@ def test_common_forms_of_a_file_load_alike(
 ) -> None:
     state = form(torchvision_model(SMALL, seed=2).state_dict())
     path = tmp_path / f"w.{kind}"
-    if kind == "safetensors":
-        if form in (wrapped, parallel):
-            pytest.skip("a .safetensors file is flat")
-        safetensors.torch.save_file(state, path)
+    if kind == "safetensors":  # flat, so what a wrapper holds
+        safetensors.torch.save_file(state.get("state_dict", state.get("model", state)), path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == "pth")
     assert fingerprint(build_backbone(SMALL, weights=str(path))) == fingerprint(build_backbone(SMALL, seed=2))
@@ -255,17 +243,17 @@ def test_tables_made_by_constructors_survive_loading(tmp_path: Path) -> None:
     reference = torchvision_model("regnet_x_400mf", seed=4)
     backbone = build_backbone("regnet_x_400mf", weights=save(reference.state_dict(), tmp_path / "w.pth"))
     torch.testing.assert_close(features(backbone, 64), classifier_input(reference, images(64)))
-    swin = models.SwinTransformer([4, 4], 8, [1], [1], [7, 7])
+    swin = models.SwinTransformer([4, 4], 8, [2], [1], [7, 7])
     path = tmp_path / "swin.safetensors"
     safetensors.torch.save_file(swin.state_dict(), path)
-    other = models.SwinTransformer([4, 4], 8, [1], [1], [7, 7])
+    other = models.SwinTransformer([4, 4], 8, [2], [1], [7, 7])
     load_weights(other, path)
     assert fingerprint(other) == fingerprint(swin)
 
 
 def test_names_of_earlier_torchvision_releases_are_understood(tmp_path: Path) -> None:
     dense = torchvision_model("densenet121", seed=6)
-    old = {key: value for key, value in dense.state_dict().items()}
+    old: dict[str, Tensor] = dict(dense.state_dict())
     for key in list(old):
         name = key
         for part in ("norm1", "norm2", "conv1", "conv2"):
@@ -308,7 +296,7 @@ def test_another_models_file_names_five_keys_of_each_kind_and_counts_them(tmp_pa
     message = refused("resnet18", path)
     assert message.startswith(
         f"model.weights={path}: 100 keys missing (conv1.weight, bn1.weight, bn1.bias, bn1.running_mean, "
-        "bn1.running_var, ...); 280 keys unexpected (conv1.0.weight, conv1.1.weight, conv1.1.bias, "
+        "bn1.running_var, ...); 336 keys unexpected (conv1.0.weight, conv1.1.weight, conv1.1.bias, "
         "conv1.1.running_mean, conv1.1.running_var, ...)"
     )
     assert message.endswith("; accepted: the state_dict of torchvision's resnet18, with or without its classifier")
@@ -564,10 +552,11 @@ def test_without_set_modes_they_would_move() -> None:
 def test_unfrozen_dropout_works_and_frozen_dropout_does_not() -> None:
     backbone = build_backbone("mobilenet_v3_small")
     dropout = next(part for part in backbone.modules() if isinstance(part, nn.Dropout))
-    set_modes(backbone, "all")
-    assert dropout.training
-    set_modes(backbone, "features.12")
-    assert not dropout.training
+    modes = []
+    for unfreeze in ("head", "all", "features.12"):
+        set_modes(backbone, unfreeze)
+        modes.append(dropout.training)
+    assert modes == [False, True, False]
     assert [part.training for part in backbone.get_submodule("features").children()] == [False] * 12 + [True]
 
 
@@ -608,7 +597,7 @@ def test_fingerprint_is_pinned() -> None:
     layer = nn.BatchNorm1d(3)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
-    assert fingerprint(layer) == "PINNED"
+    assert fingerprint(layer) == "660d0b2e1b84eaacaaa8d12b8098a832"
 
 
 def test_fingerprint_sees_every_value_name_and_shape() -> None:
@@ -626,7 +615,7 @@ def test_fingerprint_sees_every_value_name_and_shape() -> None:
 
 def test_fingerprint_ignores_memory_format_and_takes_bfloat16() -> None:
     base = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
-    last = copy.deepcopy(base).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = copy.deepcopy(base).to(memory_format=torch.channels_last)
     assert last.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last)
     assert not last.get_parameter("0.weight").is_contiguous()
     assert fingerprint(last) == fingerprint(base)

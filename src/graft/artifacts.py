@@ -73,9 +73,12 @@ def open_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Iterator
     it resumable, with the reason in `run.json`.
 
     Raises:
-        RunError: the directory is finished, in use, not empty, or of another configuration.
+        RunError: the directory is finished, in use, not empty, not writable, or of another configuration.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"run_dir={path} cannot be made: {error}") from error
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -88,7 +91,7 @@ def open_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Iterator
         try:
             yield run
         except BaseException as error:
-            run.set_state("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            run.set_state(*_ended_by(error))
             raise
     finally:
         lock.release()
@@ -110,6 +113,16 @@ def record_failure(path: Path, reason: str) -> None:
         RunDirectory(path, uuid.uuid4().hex).set_state("failed", reason)
 
 
+def _ended_by(error: BaseException) -> tuple[str, str]:
+    """State and reason of a run that did not finish."""
+    code = error.code if isinstance(error, SystemExit) else None
+    if isinstance(error, KeyboardInterrupt) or code == 130:  # exit codes as a shell counts them
+        return "unfinished", "stopped by Ctrl-C"
+    if code == 143:
+        return "unfinished", "stopped by SIGTERM"
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def _claim(path: Path, config_yaml: str) -> RunDirectory:
     state = read_state(path)
     if not state:
@@ -125,7 +138,8 @@ def _claim(path: Path, config_yaml: str) -> RunDirectory:
 
 
 def _refuse_foreign(path: Path) -> None:
-    foreign = sorted(entry.name for entry in os.scandir(path) if entry.name != ".lock")
+    own = (".lock", ".run.json.")  # the latter is what a kill leaves of the first file
+    foreign = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith(own))
     if foreign:
         raise RunError(f"run_dir={path} is no run directory: it holds {foreign[0]}; give a new or an empty one")
 
@@ -133,15 +147,30 @@ def _refuse_foreign(path: Path) -> None:
 def _refuse_other_config(run: RunDirectory, config_yaml: str) -> None:
     if not run.config.exists():
         return
-    before, now = run.config.read_text().splitlines(), config_yaml.splitlines()
-    changed = [f"{line.strip()} (there), " for line in before if line not in now]
-    changed += [f"{line.strip()} (here), " for line in now if line not in before]
-    if changed:
-        listed = "".join(changed[:6]).rstrip(", ")
+    before, now = _dotted(run.config.read_text()), _dotted(config_yaml)
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if keys:
+        listed = ", ".join(f"{key}={before.get(key, 'absent')} there and {now.get(key, 'absent')} here" for key in keys)
         raise RunError(
             f"run_dir={run.path} holds an unfinished run of another configuration: {listed}; "
             "give the same configuration to resume it, or another run_dir"
         )
+
+
+def _dotted(config_yaml: str) -> dict[str, str]:
+    """Dotted key -> value of a config.yaml: sections of keys, and values that may go on over several lines."""
+    found: dict[str, str] = {}
+    section = key = ""
+    for line in config_yaml.splitlines():
+        text = line.strip()
+        if line.startswith("    ") or text.startswith("- "):
+            found[key] = f"{found[key]} {text.removeprefix('- ')}".strip()
+            continue
+        name, _, value = text.partition(":")
+        section = section if line.startswith(" ") else name
+        key = f"{section}.{name}" if line.startswith(" ") else name
+        found[key] = value.strip()
+    return found
 
 
 @dataclass(frozen=True)
@@ -210,26 +239,45 @@ def read_manifest(path: Path) -> Manifest:
         content = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is no model bundle: manifest.json cannot be read ({error})") from error
-    if content.get("version") != MANIFEST_VERSION:
-        raise RunError(f"{path}: manifest version {content.get('version')}; accepted is {MANIFEST_VERSION}")
-    spec = content.pop("input")
-    spec["mean"], spec["std"] = tuple(spec["mean"]), tuple(spec["std"])
-    for name in ("class_names", "notes"):
-        content[name] = tuple(content[name])
-    return Manifest(input=InputSpec(**spec), **content)
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != MANIFEST_VERSION:
+        raise RunError(f"{path}/manifest.json: version {version}; accepted is {MANIFEST_VERSION}")
+    try:
+        spec = content.pop("input")
+        spec["mean"], spec["std"] = tuple(spec["mean"]), tuple(spec["std"])
+        for name in ("class_names", "notes"):
+            content[name] = tuple(content[name])
+        return Manifest(input=InputSpec(**spec), **content)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path}/manifest.json is not one of graft's: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a bundle by name."""
+    """The tensors of a bundle by name.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return load_file(path / "model.safetensors")
+    try:
+        return load_file(path / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}/model.safetensors cannot be read ({error}); copy the bundle again") from error
 
 
 def read_parity(path: Path) -> list[ParitySample]:
-    """The parity samples of a bundle."""
-    logits = json.loads((path / "parity" / "logits.json").read_text())
-    files = sorted((path / "parity").glob("*.image"))
-    return [
-        ParitySample(file.read_bytes(), np.asarray(row, np.float32)) for file, row in zip(files, logits, strict=True)
-    ]
+    """The parity samples of a bundle.
+
+    Raises:
+        RunError: they were left out, or some of them are missing.
+    """
+    folder = path / "parity"
+    files = sorted(folder.glob("*.image"))
+    try:
+        logits = json.loads((folder / "logits.json").read_text())
+        pairs = zip(files, logits, strict=True)
+        return [ParitySample(file.read_bytes(), np.asarray(row, np.float32)) for file, row in pairs]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} has no whole set of parity samples ({error})") from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional
@@ -64,6 +64,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.backbone = build_backbone(backbone, weights=weights, seed=seed)
+        self.backbone_fingerprint = fingerprint(self.backbone)  # of the weights as they were loaded
         self.head = build_head(feature_width(self.backbone), hidden, num_classes, seed=seed)
         freeze(self.backbone, unfreeze)
         set_modes(self.backbone, unfreeze)
@@ -78,7 +79,8 @@ class Classifier(pl.LightningModule):
         return logits
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [B, C] of images, uint8 [B, S, S, 3], or of features, float32 [B, D]."""
+        """Logits float32 [B, C] of images, uint8 [B, S, S, 3], or of features, float32 [B, D], on any device."""
+        inputs = inputs.to(self.device)
         logits: torch.Tensor = self(inputs) if inputs.dtype == torch.uint8 else self.head(inputs)
         return logits
 
@@ -103,6 +105,12 @@ class Classifier(pl.LightningModule):
         self.log("valid/loss", loss, prog_bar=True, batch_size=len(labels))
         self.log("valid/accuracy", self.valid_accuracy, prog_bar=True, batch_size=len(labels))
 
+    def on_train_batch_start(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
+        """Dropout draws from (seed, step) alone, so that a resumed run drops what the whole one did."""
+        if self.hparams["unfreeze"] != "head":
+            seeds = np.random.SeedSequence([self.hparams["seed"], self.global_step])
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+
     def on_train_epoch_start(self) -> None:
         """Frozen parts in eval mode: `requires_grad` alone leaves BatchNorm's statistics moving."""
         set_modes(self.backbone, self.hparams["unfreeze"])
@@ -118,16 +126,16 @@ class Classifier(pl.LightningModule):
             weight_decay=h["weight_decay"],
             backbone_lr_factor=h["backbone_lr_factor"],
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = build_schedule(optimizer, schedule=h["schedule"], total_steps=steps)
-        if schedule is None:
+        if h["schedule"] == "constant":
             return optimizer
+        schedule = build_schedule(optimizer, schedule=h["schedule"], total_steps=self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    @cached_property
-    def backbone_fingerprint(self) -> str:
-        """Hex digest of the backbone as it was loaded."""
-        return fingerprint(self.backbone)
+    def _total_steps(self) -> int:
+        # Not trainer.estimated_stepping_batches: it starts the loader before a checkpoint has told it where
+        # the interrupted epoch stood, and that epoch would begin again.
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        return batches * (self.trainer.max_epochs or 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the weights that cannot have changed: 94 MB per epoch for a frozen ResNet-50."""

@@ -1,7 +1,6 @@
-"""Every knob of graft: typed, documented, range-checked. The only module that knows OmegaConf.
+"""Every knob of graft: typed, documented, range-checked; nothing here imports torch.
 
-Entry scripts call `prepare` on their arguments before Hydra composes them, and `parse` on what
-Hydra composed. Neither imports torch, so a typo is answered in well under a second.
+Hydra composes a tree, `parse` turns it into a `Config`; graft.command reads the command line before that.
 """
 
 from __future__ import annotations
@@ -9,25 +8,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, EnumMeta
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from graft.errors import ConfigError
-
-GROUPS = ("data", "model", "optim", "features", "trainer", "launcher", "evaluate")
 
 
 class DataKind(Enum):
@@ -113,13 +110,15 @@ def knob(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    length: int | None = None,
 ) -> Any:
-    """A documented dataclass field; the bounds are inclusive (least, most) or exclusive (above, below)."""
-    bounds = {"least": least, "above": above, "most": most, "below": below}
-    metadata = {"doc": doc, "bounds": {k: v for k, v in bounds.items() if v is not None}}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    """A documented dataclass field.
+
+    Bounds are inclusive (least, most) or exclusive (above, below) and hold for each item of a list of `length`.
+    """
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    given = {words: bound for words, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"doc": doc, "bounds": given, "length": length})
 
 
 @dataclass
@@ -134,7 +133,7 @@ class DataConfig:
     balance: Balance = knob(Balance.none, "sampler: draw classes equally often; loss: weight them")
     augment: bool = knob(True, "random crop and flip where training reads images (not features)")
     workers: int | None = knob(None, "decoding threads or processes; null: one per core", least=0)
-    demo_per_class: int = knob(50, "data=demo: training images per class", least=1)
+    demo_per_class: int = knob(100, "data=demo: training images per class", least=1)
 
 
 @dataclass
@@ -148,15 +147,15 @@ class ModelConfig:
     image_size: int | None = knob(None, "side of the square input; null: what the weights expect", least=32)
     resize: int | None = knob(None, "short side before the crop; null: what the weights expect", least=32)
     fit: Fit = knob(Fit.crop, "crop keeps the aspect ratio, squash does not")
-    mean: list[float] | None = knob(None, "per channel, of pixels in 0..1; null: what the weights expect")
-    std: list[float] | None = knob(None, "per channel, of pixels in 0..1; null: what the weights expect")
+    mean: list[float] | None = knob(None, "of R, G, B in 0..1; null: what the weights expect", length=3)
+    std: list[float] | None = knob(None, "of R, G, B in 0..1; null: what the weights expect", above=0, length=3)
 
 
 @dataclass
 class OptimConfig:
     """Optimiser, loss smoothing and schedule."""
 
-    algorithm: Algorithm = knob(Algorithm.adam, "adam or adamw (decoupled weight decay)")
+    algorithm: Algorithm = knob(Algorithm.adam, "adamw decouples the weight decay from the gradient")
     lr: float = knob(1e-3, "learning rate of the head", above=0)
     weight_decay: float = knob(0.0, "weight decay", least=0)
     label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
@@ -182,7 +181,7 @@ class FeaturesConfig:
 class TrainerConfig:
     """Lightning's Trainer."""
 
-    accelerator: Accelerator = knob(Accelerator.auto, "auto, cpu or gpu; asking for an absent gpu is an error")
+    accelerator: Accelerator = knob(Accelerator.auto, "where the model trains; asking for an absent gpu is an error")
     max_epochs: int = knob(10, "number of epochs", least=1)
     max_steps: int = knob(-1, "stop after so many optimiser steps; -1: no limit", least=-1)
     patience: int | None = knob(5, "stop after so many epochs without a lower valid/loss; null: never", least=1)
@@ -195,7 +194,7 @@ class TrainerConfig:
 class LauncherConfig:
     """Who runs the training."""
 
-    kind: LauncherKind = knob(LauncherKind.local, "local, or sagemaker (not in this release)")
+    kind: LauncherKind = knob(LauncherKind.local, "sagemaker is not in this release")
 
 
 @dataclass
@@ -209,7 +208,8 @@ class EvaluateConfig:
 class Config:
     """The whole configuration of a run; one field per directory of conf/."""
 
-    seed: int = knob(0, "of initialisation, order and augmentation", least=0)
+    # Lightning's seed_everything takes 32 bits.
+    seed: int = knob(0, "of initialisation, order and augmentation", least=0, most=2**32 - 1)
     run_dir: str = knob(MISSING, "where the run is written; the same directory resumes it")
     overrides_from: str | None = knob(None, "a list of overrides, or a run's config.yaml; the command line wins")
     data: DataConfig = field(default_factory=DataConfig)
@@ -222,10 +222,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations that cannot work."""
-        for key, value, spec in _leaves(self):
-            _check_bounds(key, value, spec.metadata.get("bounds", {}))
-        _check_channels("model.mean", self.model.mean, above=None)
-        _check_channels("model.std", self.model.std, above=0)
+        for key, value in _leaves(self):
+            check_value(key, value)
         if not self.features.plain and self.features.views == 0:
             raise ConfigError("features.plain=false needs features.views of at least 1: nothing is left to train on")
 
@@ -237,38 +235,39 @@ class Config:
 
 ConfigStore.instance().store(name="schema", node=Config)
 
+# One field of Config per directory of conf/, but for experiment/.
+GROUPS = {name: hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
+
 
 def parse(tree: DictConfig) -> Config:
     """The typed configuration of one run from what Hydra composed.
 
     The plain tree is merged once more onto the schema: Hydra lets `+key=value` add keys that the
-    schema does not have, and this is where they are refused.
+    schema does not have, and this is where they are refused. `overrides_from` has been followed by
+    then and is left out, so that a run is resumed by its own config.yaml too.
 
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or data.root is missing.
     """
-    plain = OmegaConf.to_container(tree, resolve=True)
     try:
+        plain = OmegaConf.to_container(tree, resolve=True)
         merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            doc = _fields()[missing[0]].metadata["doc"]
-            raise ConfigError(f"{missing[0]} is not set: {doc}; give {missing[0]}=VALUE")
+            raise ConfigError(f"{missing[0]} is not set: {knobs()[missing[0]].doc}; give {missing[0]}=VALUE")
         config = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise unknown_key(error.full_key or "") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}".splitlines()[0]) from error
     assert isinstance(config, Config)
+    config.overrides_from = None
     run_dir = sweep_member()
     if run_dir is None:
         return config
     # Test stays sealed unless asked for: a sweep is there to choose, and must not choose on test.
     test = EvaluateConfig(test=bool(config.evaluate.test))
     return dataclasses.replace(config, run_dir=str(run_dir), evaluate=test)
-
-
-def overrides_given() -> tuple[str, ...]:
-    """What the command line said, as Hydra recorded it; nothing outside of an entry script."""
-    return tuple(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
 
 
 def sweep_member() -> Path | None:
@@ -291,143 +290,99 @@ def config_hash(config: Config) -> str:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted key -> plain value (enums by name), in schema order."""
-    return {key: value.name if isinstance(value, Enum) else value for key, value, _ in _leaves(config)}
+    return {key: value.name if isinstance(value, Enum) else value for key, value in _leaves(config)}
 
 
-class Command(NamedTuple):
-    """A checked command line: the arguments for Hydra, and what they say of the run directory."""
-
-    argv: list[str]
-    run_dir: Path
-    multirun: bool
-
-
-def prepare(argv: list[str], now: str) -> Command:
-    """The arguments for Hydra: files of overrides expanded, keys checked, a run directory given.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        now: name of the run directory below runs/ where none is given.
-
-    Raises:
-        ConfigError: a key is unknown (the message names the nearest), or `overrides_from` is unreadable.
-    """
-    overrides = _parse_overrides(argv)
-    named = {key for key, _ in overrides}
-    source = next((value for key, value in overrides if key == "overrides_from"), None)
-    from_file = _read_overrides(Path(source)) if source else []
-    for key, _ in [*overrides, *_parse_overrides(from_file)]:
-        _check_key(key)
-    kept = [line for line, (key, _) in zip(from_file, _parse_overrides(from_file), strict=True) if key not in named]
-    run_dir = dict(overrides).get("run_dir", f"runs/{now}")
-    added = kept if "run_dir" in named else [*kept, f"run_dir={run_dir}"]
-    # argparse takes overrides in one piece only, so the added ones stand right before the first.
-    first = next((at for at, argument in enumerate(argv) if _is_override(argument)), len(argv))
-    multirun = "-m" in argv or "--multirun" in argv
-    return Command([*argv[:first], *added, *argv[first:]], Path(run_dir), multirun)
-
-
-def _is_override(argument: str) -> bool:
-    return "=" in argument and not argument.startswith("-")
-
-
-def _parse_overrides(argv: list[str]) -> list[tuple[str, str]]:
-    """(key, value) of every override among the arguments; what Hydra's grammar refuses is left to Hydra."""
-    parser = OverridesParser.create()
-    found = []
-    for argument in filter(_is_override, argv):
-        try:
-            override: Override = parser.parse_override(argument)
-        except HydraException:
-            continue
-        found.append((override.key_or_group, argument.partition("=")[2].strip("'\"")))
-    return found
-
-
-def _check_key(key: str) -> None:
-    known = _fields()
-    parts = {name.rpartition(".")[0] for name in known} - {""}
-    if key in known or key in parts or key in (*GROUPS, "experiment") or key.startswith("hydra"):
-        return
-    by_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = by_name or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    hint = f"the nearest: {', '.join(near)}" if near else "`python train.py --help` lists them all"
-    raise ConfigError(f"{key} is not a key of the configuration; {hint}")
-
-
-def _read_overrides(path: Path) -> list[str]:
-    """Overrides from a YAML list, or from the mapping of a run's config.yaml."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"overrides_from={path} cannot be read: {error}") from error
-    if isinstance(content, list):
-        return [str(line) for line in content]
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"overrides_from={path}: accepted is a list of overrides or a run's config.yaml")
-    skipped = ("run_dir", "overrides_from")
-    return [f"{key}={_quote(value)}" for key, value in _flat(content) if key not in skipped]
-
-
-def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _quote(value: Any) -> str:
-    """A value in Hydra's override grammar."""
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
-    if isinstance(value, list):
-        return f"[{','.join(_quote(item) for item in value)}]"
-    return "null" if value is None else str(value)
-
-
-def _fields(schema: type = Config, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
-    """Dotted key -> dataclass field of every knob."""
-    hints = get_type_hints(schema)
-    found: dict[str, dataclasses.Field[Any]] = {}
-    for spec in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(hints[spec.name]):
-            found |= _fields(hints[spec.name], f"{prefix}{spec.name}.")
-        else:
-            found[f"{prefix}{spec.name}"] = spec
-    return found
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for spec in dataclasses.fields(node):
         value = getattr(node, spec.name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{prefix}{spec.name}.")
         else:
-            yield f"{prefix}{spec.name}", value, spec
+            yield f"{prefix}{spec.name}", value
 
 
-_ALLOWS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "least": ("at least", operator.ge),
-    "above": ("above", operator.gt),
-    "most": ("at most", operator.le),
-    "below": ("below", operator.lt),
+@dataclass(frozen=True)
+class Knob:
+    """What the schema says of one key: its type, its meaning, and the range of its value."""
+
+    hint: Any
+    doc: str
+    bounds: dict[str, float]
+    length: int | None
+
+    @property
+    def accepted(self) -> str:
+        """The values that are accepted, in words."""
+        kind, *null = get_args(self.hint) if NoneType in get_args(self.hint) else (self.hint,)
+        if kind is bool:
+            options = ["true", "false"]
+        elif isinstance(kind, EnumMeta):
+            options = list(kind.__members__)
+        else:
+            bounds = " and ".join(f"{words} {bound:.10g}" for words, bound in self.bounds.items())
+            of = "of " if bounds.startswith("at") else ""
+            options = [f"{_NOUNS[kind].format(length=self.length)} {of}{bounds}".strip()]
+        *first, last = [*options, "null"] if null else options
+        return f"{', '.join(first)} or {last}" if first else last
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value of the right type is in range; NaN and infinity never are."""
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if isinstance(value, list) and len(value) != self.length:
+            return False
+        if any(isinstance(item, float) and not math.isfinite(item) for item in items):
+            return False
+        return all(_HOLDS[words](item, bound) for words, bound in self.bounds.items() for item in items)
+
+
+_NOUNS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    list[float]: "a list of {length} numbers",
+}
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
 }
 
 
-def _check_bounds(key: str, value: Any, bounds: dict[str, float]) -> None:
-    if value is None or not bounds:
-        return
-    # Written so that NaN, for which every comparison is false, is refused too.
-    if not all(_ALLOWS[kind][1](value, bound) for kind, bound in bounds.items()):
-        accepted = " and ".join(f"{_ALLOWS[kind][0]} {bound:g}" for kind, bound in bounds.items())
-        raise ConfigError(f"{key}={value}: accepted is {accepted}")
+@cache
+def knobs() -> dict[str, Knob]:
+    """Dotted key -> what the schema says of it, in schema order."""
+    return dict(_declared(Config, ""))
 
 
-def _check_channels(key: str, values: list[float] | None, above: float | None) -> None:
-    if values is None:
-        return
-    if len(values) != 3 or (above is not None and not all(value > above for value in values)):
-        accepted = "three numbers" + (f" above {above:g}" if above is not None else "")
-        raise ConfigError(f"{key}={values}: accepted is {accepted}, one per channel of RGB")
+def _declared(schema: Any, prefix: str) -> Iterator[tuple[str, Knob]]:
+    hints = get_type_hints(schema)
+    for spec in dataclasses.fields(schema):
+        hint = hints[spec.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _declared(hint, f"{prefix}{spec.name}.")
+        else:
+            yield f"{prefix}{spec.name}", Knob(hint, **spec.metadata)
+
+
+def check_value(key: str, value: Any) -> None:
+    """Refuse a value of the right type that is out of range."""
+    if not knobs()[key].allows(value):
+        raise wrong_value(key, value)
+
+
+def wrong_value(key: str, value: Any) -> ConfigError:
+    """The error that says what `key` accepts."""
+    return ConfigError(f"{key}={'null' if value is None else value}: accepted is {knobs()[key].accepted}")
+
+
+def unknown_key(key: str) -> ConfigError:
+    """The error that names the keys and groups nearest to `key`: by its last name, by spelling, or by meaning."""
+    known = [*knobs()] if "." in key else [*knobs(), *GROUPS, "experiment"]
+    last = key.rpartition(".")[2]
+    same_name = [name for name in known if name.rpartition(".")[2] == last]
+    near = same_name or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    near = near or [name for name, knob in knobs().items() if last and last.replace("_", " ") in knob.doc]
+    hint = f"the nearest: {', '.join(near)}" if near else "`python train.py --help` lists them all"
+    return ConfigError(f"{key} is not a key of the configuration; {hint}")

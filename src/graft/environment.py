@@ -37,11 +37,18 @@ def describe_environment() -> dict[str, Any]:
 
 def git_sha() -> str:
     """The commit of the code that runs, with `-dirty` where it was changed; `unknown` outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    # An installed copy may lie in a .venv inside of somebody else's checkout, whose commit says nothing here.
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return "unknown"
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
+
+
+def _git(*command: str) -> str | None:
+    """What git prints about the folder of this file; None where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
     return done.stdout.strip()
 
 

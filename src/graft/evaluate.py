@@ -25,7 +25,7 @@ from graft.data.loader import Source
 from graft.metrics import confused_pairs, fit_temperature, measure, per_class_accuracy
 from graft.storage import write_text
 
-PORTION = 256  # photos per step
+PORTION = 64  # photos per step; ResNet-50 needs 10 MB for each
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def evaluate_test(
     run_id: str,
     seed: int,
     temperature: float,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[Evaluation, int]:
     """Open the test split, which is counted in the ledger first, and measure on it.
 
@@ -91,7 +92,8 @@ def evaluate_test(
     """
     openings = open_test(ledger, data_fingerprint=data_fingerprint, config_hash=config_hash, run_id=run_id)
     split = sealed.opened()
-    return evaluate(split, source_of(split), logits_of, seed=seed, temperature=temperature), openings
+    source = source_of(split)
+    return evaluate(split, source, logits_of, seed=seed, temperature=temperature, advance=advance), openings
 
 
 def open_test(ledger: Path, *, data_fingerprint: str, config_hash: str, run_id: str) -> int:

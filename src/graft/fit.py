@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import callbacks
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from graft.classifier import Classifier
 from graft.data.module import ImageData
-from graft.errors import ConfigError
+from graft.errors import ConfigError, RunError
+from graft.storage import write_atomic
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes of a shell for SIGINT and SIGTERM
 
@@ -32,6 +38,93 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Decide again from the state that the checkpoint brought back."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+class OnDevice(callbacks.Callback):
+    """It is an error, not a slow run, when the model is not where it was asked to be."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at where the weights are."""
+        used = {parameter.device.type for parameter in pl_module.parameters()}
+        if used != {self.device}:
+            raise ConfigError(f"trainer.accelerator asked for {self.device}, but the model is on {', '.join(used)}")
+
+
+class Stop(callbacks.Callback):
+    """The signals that told this process to stop; Lightning obeys SIGTERM alone, and only while it fits."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+        self._process = os.getpid()
+
+    @property
+    def code(self) -> int:
+        """The exit code of a process that was told so."""
+        return INTERRUPTED if signal.SIGINT in self.signals else TERMINATED
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if os.getpid() != self._process:
+            return  # Ctrl-C reaches the loader's workers too, and the batch they decode is still wanted
+        if signum == signal.SIGINT and signum in self.signals:
+            raise SystemExit(INTERRUPTED)
+        self.signals.append(signum)
+        if signum == signal.SIGINT:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell Lightning what came before it listened."""
+        if self.signals:
+            signal.raise_signal(signal.SIGTERM)
+
+
+class StopAfter(callbacks.Callback):
+    """Ends the fit after a number of steps, with a validation; Lightning's own `max_steps` ends without one.
+
+    Its `max_steps` also makes every fit count as one that continues, so that a resumed epoch is miscounted.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A fit that had done all its steps when it was killed does none."""
+        self._stop_if_done(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Count the step that was taken."""
+        self._stop_if_done(trainer)
+
+    def _stop_if_done(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step >= self.max_steps:
+            trainer.should_stop = True
+
+
+class LastCheckpoint(callbacks.ModelCheckpoint):
+    """last.ckpt, written only at moments from which the fit goes on exactly."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
+        """Not after the last batch: Lightning would take the epoch for done and leave out its validation."""
+        if not trainer.is_last_batch and not trainer.should_stop:
+            super().on_train_batch_end(trainer, *rest)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Only SIGTERM is answered between two batches; after another exception a batch may be half done."""
+        if isinstance(exception, SIGTERMException):
+            super().on_exception(trainer, pl_module, exception)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Lightning's goes through the temporary folder, and is torn by a kill where that is another file system."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint so that the old one or the whole new one is there."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getvalue())
 
 
 def pick_device(accelerator: str) -> str:
@@ -77,29 +170,31 @@ def fit(
         progress: show a bar.
 
     Raises:
+        RunError: valid/loss was not finite in any epoch.
         SystemExit: SIGTERM (143) or Ctrl-C (130) came; a checkpoint was written.
     """
-    best = callbacks.ModelCheckpoint(checkpoints, "best", monitor="valid/loss", enable_version_counter=False)
-    done = checkpoints / "finished"
+    done, last = checkpoints / "finished", checkpoints / "last.ckpt"
+    progress = progress and sys.stderr.isatty()  # in a log, a bar is a hundred lines
     if not done.exists():
-        trainer = pl.Trainer(
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            max_epochs=max_epochs,
-            max_steps=max_steps,
-            precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=[best, *_callbacks(checkpoints, patience, checkpoint_minutes, progress)],
-            logger=_loggers(logs),
-            log_every_n_steps=10,
-            num_sanity_val_steps=0,
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            deterministic="warn",
-        )
-        last = checkpoints / "last.ckpt"
-        with _stopping_in_good_order():
+        best = callbacks.ModelCheckpoint(checkpoints, "best", monitor="valid/loss", enable_version_counter=False)
+        with _stopping_in_good_order() as stop:
+            others = _callbacks(checkpoints, device, max_steps, patience, checkpoint_minutes, progress)
+            trainer = pl.Trainer(
+                accelerator="gpu" if device == "cuda" else "cpu",
+                devices=1,
+                max_epochs=max_epochs,
+                precision="bf16-mixed" if precision == "bf16" else "32-true",
+                callbacks=[stop, best, *others],
+                plugins=[AtomicCheckpoints()],
+                logger=_loggers(logs),
+                log_every_n_steps=10,
+                num_sanity_val_steps=0,
+                enable_progress_bar=progress,
+                enable_model_summary=False,
+                deterministic="warn",
+            )
             trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-        _check_device(classifier, device)
+        _check_finite(best, classifier.hparams["lr"])
         done.touch()
     return load_best(classifier, checkpoints)
 
@@ -107,7 +202,7 @@ def fit(
 def load_best(classifier: Classifier, checkpoints: Path) -> Classifier:
     """The classifier with the weights of best.ckpt, in eval mode on the CPU; its frozen part is not read again."""
     path = checkpoints / "best.ckpt"
-    if path.exists():  # not after a run without a single validation
+    if path.exists():  # not where trainer.max_steps=0
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         classifier.on_load_checkpoint(checkpoint)
         classifier.load_state_dict(checkpoint["state_dict"])
@@ -122,19 +217,28 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    # It means to: a frozen backbone is in eval mode.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+    # Lightning 2.6 calls what torch 2.14 is about to remove.
+    warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec", FutureWarning)
 
 
-def _callbacks(checkpoints: Path, patience: int | None, checkpoint_minutes: float, progress: bool) -> list[pl.Callback]:
+def _callbacks(
+    checkpoints: Path, device: str, max_steps: int, patience: int | None, checkpoint_minutes: float, progress: bool
+) -> list[pl.Callback]:
     interval = timedelta(minutes=checkpoint_minutes)
     every: list[pl.Callback] = [
+        OnDevice(device),
         # Two writers of last.ckpt: one at the end of every epoch, one inside long epochs.
-        callbacks.ModelCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_exception=True),
-        callbacks.ModelCheckpoint(checkpoints, "last", enable_version_counter=False, train_time_interval=interval),
+        LastCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_exception=True),
+        LastCheckpoint(checkpoints, "last", enable_version_counter=False, train_time_interval=interval),
     ]
+    if max_steps >= 0:
+        every.append(StopAfter(max_steps))
     if patience is not None:
         every.append(EarlyStopping("valid/loss", patience=patience))
     if progress:
-        every.append(callbacks.RichProgressBar(leave=False))
+        every.append(callbacks.RichProgressBar(leave=False, console_kwargs={"stderr": True}))
     return every
 
 
@@ -142,30 +246,50 @@ def _loggers(logs: Path) -> list[Logger]:
     return [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")]
 
 
-def _check_device(classifier: Classifier, device: str) -> None:
-    used = next(classifier.head.parameters()).device.type
-    if used not in (device, "cpu") or (device == "cuda" and not torch.cuda.max_memory_allocated()):
-        raise ConfigError(f"trainer.accelerator asked for {device}, but the model was on {used}")
+def _check_finite(best: callbacks.ModelCheckpoint, lr: float) -> None:
+    score = best.best_model_score
+    if score is not None and not score.isfinite():
+        raise RunError(f"training diverged: valid/loss was not finite in any epoch; optim.lr={lr}, try a lower one")
 
 
 @contextmanager
-def _stopping_in_good_order() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit(143) where it comes, so that a run says that it was stopped."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    with _handling({signal.SIGTERM: leave}):
+        yield
+
+
+@contextmanager
+def _stopping_in_good_order() -> Iterator[Stop]:
     """Ctrl-C ends the fit as SIGTERM does: after the running batch, with a checkpoint. Twice ends it at once."""
-    pressed = False
+    stop = Stop()
+    try:
+        with _handling({signal.SIGINT: stop.note, signal.SIGTERM: stop.note}):
+            yield stop
+    except SIGTERMException:
+        raise SystemExit(stop.code) from None
+    except RuntimeError as error:
+        # Told with the whole process group, the loader's workers are gone before the batch is done.
+        if stop.signals and "DataLoader worker" in str(error):
+            raise SystemExit(stop.code) from None
+        raise
+    if stop.signals:
+        raise SystemExit(stop.code)
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        signal.raise_signal(signal.SIGTERM)
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, interrupt) if in_main_thread else None
+@contextmanager
+def _handling(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """Handle signals so for a while, where Python lets this thread do it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
-    except SIGTERMException:
-        raise SystemExit(INTERRUPTED if pressed else TERMINATED) from None
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

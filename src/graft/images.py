@@ -48,6 +48,11 @@ _TURNS = {
 # What Pillow's plugins raise on damaged files (fuzzed, also with warnings as errors); else it is a bug.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, Warning, struct.error, zlib.error)
 
+# Freeing a block this large makes glibc keep freed memory of that size from now on (mallopt(3), "dynamic
+# mmap threshold"). Without it each photo's memory goes back to the system and is faulted in again:
+# 350 page faults, 0.4 of 1.9 ms at 500 x 375. The block itself is never touched, so never there.
+np.empty(8 << 20, np.uint8)
+
 
 class ImageError(DataError):
     """Bytes that cannot be decoded at all, or that would decode to too many pixels."""
@@ -157,9 +162,10 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF (or XMP) orientation, 1..8; 1 where there is none or it cannot be read."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns TIFFs itself while loading
+    """The EXIF (or XMP) orientation, 1..8; 1 where there is none, or it cannot be read.
+
+    Pillow turns TIFFs upright while loading them, and then takes the tag away.
+    """
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:
@@ -200,7 +206,7 @@ def _decode_jpeg(data: bytes, image: Image.Image, box: Box, side: int) -> tuple[
     else:
         picture, box = _wrap(pixels, image.mode, box, side)
         truncated = False
-    return picture if picture.mode == "L" else picture.convert("RGB"), box, truncated
+    return picture.convert("RGB") if picture.mode == "CMYK" else picture, box, truncated
 
 
 def _wrap(pixels: Pixels, mode: str, box: Box, side: int) -> tuple[Image.Image, Box]:

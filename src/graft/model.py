@@ -262,16 +262,16 @@ def _locate(name: str, weights: str) -> tuple[Path, str]:
         return path, f"model.weights={weights} ({path})"
     path = Path(weights).expanduser()
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise WeightsError(f"model.weights={weights}: {what}{_nearest(path, weights)}; {_accepted(name)}")
+        what = "a folder" if path.is_dir() else f"no such file{_nearest(path, weights)}"
+        raise WeightsError(f"model.weights={weights}: {what}; {_accepted(name)}")
     return path, f"model.weights={weights}"
 
 
 def _nearest(path: Path, weights: str) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     if near := difflib.get_close_matches(weights.lower(), NAMED_WEIGHTS, n=1):
         return f"; nearest: {near[0]}"
-    near = difflib.get_close_matches(path.name, siblings, n=1)
+    files = [entry.name for entry in path.parent.iterdir() if entry.is_file()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, files, n=1)
     return f"; nearest: {path.parent / near[0]}" if near else ""
 
 

@@ -49,7 +49,8 @@ class Predictor:
         try:
             modules.load_state_dict(tensors)
         except RuntimeError as error:
-            raise RunError(f"{bundle}/model.safetensors does not fit its manifest: {error}") from error
+            found = f"a {self.manifest.backbone} with {len(self.manifest.class_names)} classes"
+            raise RunError(f"{bundle}/model.safetensors is not what manifest.json says, {found}") from error
         modules.eval().requires_grad_(False)
 
     def logits(self, photos: Sequence[Photo]) -> NDArray[np.float32]:

@@ -1,5 +1,8 @@
 """What a person at the terminal sees: progress bars while it runs, small tables at the end."""
 
+# rich and numpy (through artifacts) take 0.15 s to import: `--help` and a typo do not pay for them, so each
+# function imports what it needs.
+
 from __future__ import annotations
 
 import json
@@ -7,44 +10,28 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
-
-from graft.artifacts import read_state, record_failure
 from graft.errors import GraftError
 
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
 RESUMABLE = "stopped; the same command with the same run_dir goes on from here"
-
-console = Console(stderr=True)
-
-
-class _Rate(ProgressColumn):
-    """Images per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
 
 
 @contextmanager
 def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar with images/s and the time left; yields the function that advances it. Thread-safe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        _rate_column(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
@@ -52,9 +39,23 @@ def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callabl
         yield lambda count: progress.advance(task, count)
 
 
+def _rate_column() -> ProgressColumn:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Images per second."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
+
+    return Rate()
+
+
 def say(message: str) -> None:
-    """One line for the person, on stderr."""
-    console.print(message, highlight=False, soft_wrap=True, markup=False)
+    """One line for the person, on stderr; above the bar where one is shown, for rich redirects stderr then."""
+    print(message, file=sys.stderr)
 
 
 @contextmanager
@@ -70,6 +71,8 @@ def plain_errors(record_in: Path | None = None) -> Iterator[None]:
         say(f"error: {error}")
         if record_in is None:
             sys.exit(2)
+        from graft.artifacts import record_failure
+
         record_failure(record_in, str(error))
     except KeyboardInterrupt:
         say(RESUMABLE)
@@ -80,9 +83,18 @@ def plain_errors(record_in: Path | None = None) -> Iterator[None]:
         raise
 
 
-def run_table(run_dir: Path, metrics: Mapping[str, float]) -> None:
-    """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next."""
-    table = Table(title=f"run {run_dir}", title_justify="left")
+def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool) -> None:
+    """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next.
+
+    Args:
+        run_dir: of the run.
+        metrics: its flat metrics.
+        toy: whether the photos were drawn by a program.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"run {run_dir}{', toy figures' if toy else ''}", title_justify="left")
     for column in ("split", "accuracy", "95 % interval", "top-5", "loss", "images"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("valid", "test"):
@@ -93,13 +105,17 @@ def run_table(run_dir: Path, metrics: Mapping[str, float]) -> None:
     seconds = (f"{name} {metrics[f'time/{name}_s']:.1f} s" for name in ("features", "fit", "total"))
     out.print(f"time: {', '.join(seconds)}", highlight=False)
     if "test/openings" in metrics:
-        out.print(f"test: opened {metrics['test/openings']:.0f} times with these photos", highlight=False)
+        times = f"{metrics['test/openings']:.0f} time{'s' if metrics['test/openings'] > 1 else ''}"
+        out.print(f"test: opened {times} with these photos", highlight=False)
     out.print(f"bundle: {run_dir}/bundle", highlight=False, soft_wrap=True)
     out.print(f"next: python -c \"import graft; print(graft.load('{run_dir}/bundle')('PHOTO'))\"", soft_wrap=True)
 
 
 def sweep_table(sweep_dir: Path) -> bool:
     """One row per run of a sweep, the lowest valid/loss first; returns whether all of them finished."""
+    from rich.console import Console
+    from rich.table import Table
+
     rows = sorted(_sweep_rows(sweep_dir), key=lambda row: (row[0], row[1]))
     table = Table(title=f"runs of {sweep_dir}", title_justify="left")
     for column in ("run", "overrides", "valid/loss", "valid/accuracy", "seconds"):
@@ -118,6 +134,8 @@ def _figures(metrics: Mapping[str, float], split: str) -> list[str]:
 
 
 def _sweep_rows(sweep_dir: Path) -> Iterator[tuple[float, int, list[str]]]:
+    from graft.artifacts import read_state
+
     for run in sorted(path for path in sweep_dir.iterdir() if path.name.isdigit()):
         overrides = _overrides(run)
         try:

@@ -19,7 +19,7 @@ from graft.data.module import ImageData, default_workers, inverse_frequency
 from graft.environment import describe_environment, git_sha
 from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_predictions
 from graft.features.compute import Backbone, FeatureCache
-from graft.fit import fit, pick_device, quiet_lightning
+from graft.fit import exit_on_sigterm, fit, pick_device, quiet_lightning
 from graft.images import InputSpec
 from graft.model import input_spec
 from graft.photos import Photos, look_at_photos
@@ -29,10 +29,11 @@ from graft.terminal import progress_bar, say
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: its directory and its flat metrics."""
+    """What a run left: its directory, its flat metrics, and whether they are those of drawn photos."""
 
     run_dir: Path
     metrics: dict[str, float]
+    toy: bool = False
 
 
 def train(config: Config, overrides: tuple[str, ...] = (), started: float | None = None) -> RunResult:
@@ -50,7 +51,7 @@ def train(config: Config, overrides: tuple[str, ...] = (), started: float | None
     started = time.perf_counter() if started is None else started
     quiet_lightning()
     device = pick_device(config.trainer.accelerator.value)
-    with open_run(local_path(config.run_dir, "run_dir"), to_yaml(config), overrides) as run:
+    with exit_on_sigterm(), open_run(local_path(config.run_dir, "run_dir"), to_yaml(config), overrides) as run:
         run.write_json("environment.json", {**describe_environment(), "device": device})
         spec = expected_input(config)
         folder = open_folder(config)
@@ -63,16 +64,16 @@ def train(config: Config, overrides: tuple[str, ...] = (), started: float | None
         classifier = fit_classifier(config, classifier, data, run, device)
         times = {"features_s": photos.seconds, "fit_s": time.perf_counter() - fit_started}
 
-        evaluations, openings = evaluate_splits(config, run, classifier, photos)
+        evaluations, openings = evaluate_splits(config, run, classifier.to(device), photos)
         metrics = flat_metrics(evaluations, openings, photos)
         write_predictions(run.predictions, list(evaluations.values()))
         run.write_json("evaluation.json", {name: details(e) for name, e in evaluations.items()})
-        bundle(config, run, classifier, photos, evaluations["valid"].temperature, metrics)
+        bundle(config, run, classifier.cpu(), photos, evaluations["valid"].temperature, metrics)
         times["total_s"] = time.perf_counter() - started
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)
         run.set_state("finished")
-    return RunResult(run.path, metrics)
+    return RunResult(run.path, metrics, toy=config.data.kind is DataKind.demo)
 
 
 def expected_input(config: Config) -> InputSpec:
@@ -209,22 +210,26 @@ def evaluate_splits(
     config: Config, run: RunDirectory, classifier: Classifier, photos: Photos
 ) -> tuple[dict[str, Evaluation], int]:
     """Valid, which fits the temperature, and test, if it is to be opened; with the count of its openings."""
-    valid = photos.splits["valid"]
-    evaluations = {"valid": evaluate(valid, photos.source(valid), classifier.logits, seed=config.seed)}
+    valid, shown = photos.splits["valid"], config.trainer.progress
+    with progress_bar("evaluating valid", len(valid), shown) as advance:
+        on_valid = evaluate(valid, photos.source(valid), classifier.logits, seed=config.seed, advance=advance)
     if "test" not in photos.splits or config.evaluate.test is False:
-        return evaluations, 0
-    evaluations["test"], openings = evaluate_test(
-        photos.splits["test"],
-        photos.source,
-        classifier.logits,
-        ledger=local_path(config.features.cache_dir, "features.cache_dir") / "test_openings.jsonl",
-        data_fingerprint=photos.fingerprint("test"),
-        config_hash=config_hash(config),
-        run_id=run.run_id,
-        seed=config.seed,
-        temperature=evaluations["valid"].temperature,
-    )
-    return evaluations, openings
+        return {"valid": on_valid}, 0
+    test = photos.splits["test"]
+    with progress_bar("evaluating test", len(test), shown) as advance:
+        on_test, openings = evaluate_test(
+            test,
+            photos.source,
+            classifier.logits,
+            ledger=local_path(config.features.cache_dir, "features.cache_dir") / "test_openings.jsonl",
+            data_fingerprint=photos.fingerprint("test"),
+            config_hash=config_hash(config),
+            run_id=run.run_id,
+            seed=config.seed,
+            temperature=on_valid.temperature,
+            advance=advance,
+        )
+    return {"valid": on_valid, "test": on_test}, openings
 
 
 def flat_metrics(evaluations: dict[str, Evaluation], openings: int, photos: Photos) -> dict[str, float]:

@@ -44,7 +44,10 @@ def apply_policy(
         )
     keep = ~undecodable if on_corrupt == "repair" else ~(undecodable | truncated)
     if not keep.any():
-        raise DataError(f"{split.directory}: none of its {len(split)} photos can be decoded")
+        raise DataError(
+            f"{split.directory}: data.on_corrupt={on_corrupt} leaves none of its {len(split)} photos: "
+            f"{len(damage.undecodable)} cannot be decoded, {len(damage.truncated)} are truncated"
+        )
     return keep, damage
 
 

@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,18 +19,20 @@ from graft.errors import DataError
 RECORD = "demo.json"
 VERSION = 1
 SPLITS = ("train", "valid", "test")
-SIDES = (120, 400)
 TURN = np.float32(2 * np.pi)
-DARK_SHARE = (0.3, 0.45)
-LIGHT = 20
-SCALE = 1.2
-ANGLE = np.pi / 8
-MOVE = 0.1
-TINT = 40
-DARK = (20, 90)
-LITE = (165, 235)
 
-Plane = NDArray[np.float32]
+# Ranges of what is drawn at random. A backbone with random weights sees colour and brightness first,
+# so they vary less than the pattern does.
+SIDES = (120, 320)  # pixels
+SCALE = 1.12
+ANGLE = np.pi / 12
+MOVE = 0.1  # of a side
+DARK, LIGHT, TINT = (25, 60), (190, 225), 25  # grey levels, and how far each channel leaves them
+DARK_SHARE = (0.3, 0.45)
+SHADE, NOISE = 15, 12  # grey levels
+REACH = SHADE + NOISE
+
+Plane = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
 Pattern = Callable[[Plane, Plane, np.random.Generator], Plane]
 
@@ -74,10 +78,9 @@ def generate(root: Path, *, per_class: int, seed: int) -> None:
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
-            # One level down: the temporary folder itself is readable by its owner alone.
-            _write(Path(folder, "new"), wanted)
-            _swap(root, wanted, Path(folder))
+        with FileLock(root.with_name(f".{root.name}.lock")):  # runs of a sweep start together
+            if not _is_made(root, wanted):
+                _replace(root, wanted)
     except OSError as error:
         raise DataError(f"data.root={root}: the demo images cannot be written there: {error}") from error
 
@@ -95,7 +98,7 @@ def _is_made(root: Path, wanted: Record) -> bool:
     if found == wanted:
         return True
     ours = {Path(RECORD), *(picture.path for picture in plan(found.per_class))}
-    foreign = sorted(p.relative_to(root) for p in root.rglob("*") if not p.is_dir())
+    foreign = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
     foreign = [path for path in foreign if path not in ours]
     if foreign:
         raise DataError(
@@ -115,17 +118,15 @@ def _read_record(root: Path) -> Record | None:
     return found if found.made_by == Record.made_by else None
 
 
-def _swap(root: Path, wanted: Record, folder: Path) -> None:
-    """Put folder/new in the place of `root`; what was there goes with the temporary folder."""
-    if _is_made(root, wanted):  # another process was faster
-        return
-    if root.exists():
-        root.rename(folder / "old")
-    try:
-        (folder / "new").rename(root)
-    except OSError:
-        if not _is_made(root, wanted):
-            raise
+def _replace(root: Path, wanted: Record) -> None:
+    """Put new images in the place of `root` at once; what was there goes with the temporary folder."""
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
+        # One level down: the temporary folder itself is readable by its owner alone.
+        new = Path(folder, "new")
+        _write(new, wanted)
+        if root.exists():
+            root.rename(Path(folder, "old"))
+        new.rename(root)
 
 
 def _write(root: Path, record: Record) -> None:
@@ -150,16 +151,17 @@ def plan(per_class: int) -> Iterator[Picture]:
 def _style(index: int) -> str:
     if index % 8 == 0:
         return UNUSUAL[index // 8 % len(UNUSUAL)]
-    return "png" if index % 4 == 1 else "jpeg"
+    return "png" if index % 8 == 4 else "jpeg"
 
 
-# Patterns: u, v are float32 [H, W], rotated coordinates in periods of the pattern, zero near the centre.
+# Patterns: u, v are float32 [H, W]: rotated coordinates in periods of the pattern, zero near the centre.
 # A pattern is a field; its lowest values are drawn in the dark colour.
 
 
 def _fold(x: Plane) -> Plane:
     """The distance to the nearest integer: 0 to 0.5 in every cell."""
-    return np.abs(x - np.rint(x))
+    distance: Plane = np.abs(x - np.rint(x))
+    return distance
 
 
 def _stripes(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
@@ -167,7 +169,8 @@ def _stripes(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _checks(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return np.cos(TURN / 2 * u) * np.cos(TURN / 2 * v)
+    field: Plane = np.cos(TURN / 2 * u) * np.cos(TURN / 2 * v)
+    return field
 
 
 def _dots(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
@@ -189,7 +192,9 @@ def _triangles(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _stars(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return np.hypot(u, v) / (0.4 + _fold(5 * np.arctan2(v, u) / TURN))
+    # The distance from the centre across the nearest edge of a pentagram.
+    field: Plane = np.hypot(u, v) * np.cos(TURN / 5 * (_fold(5 * np.arctan2(v, u) / TURN) - 1))
+    return field
 
 
 def _waves(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
@@ -218,34 +223,31 @@ def _grain(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 # The number is how many periods the short side shows.
 PATTERNS: dict[str, tuple[Pattern, float]] = {
-    "blobs": (_blobs, 3),
-    "checks": (_checks, 8),
-    "crosses": (_crosses, 4),
-    "dots": (_dots, 7),
-    "grain": (_grain, 24),
-    "grid": (_grid, 9),
-    "rings": (_rings, 6),
-    "spirals": (_spirals, 4),
+    "blobs": (_blobs, 4),
+    "checks": (_checks, 10),
+    "crosses": (_crosses, 5),
+    "dots": (_dots, 8),
+    "grain": (_grain, 28),
+    "grid": (_grid, 10),
+    "rings": (_rings, 7),
+    "spirals": (_spirals, 5),
     "stars": (_stars, 3),
-    "stripes": (_stripes, 8),
-    "triangles": (_triangles, 5),
-    "waves": (_waves, 6),
+    "stripes": (_stripes, 10),
+    "triangles": (_triangles, 6),
+    "waves": (_waves, 7),
 }
 
 
 def draw(pattern: str, rng: np.random.Generator) -> Pixels:
-    """One upright image, uint8 [H, W, 3], sides of 120 to 400 pixels, everything but the pattern at random."""
+    """One upright image, uint8 [H, W, 3], sides of 120 to 320 pixels; all but the pattern is random."""
     width, height = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, size=2))
     field_of, periods = PATTERNS[pattern]
     field = field_of(*_coordinates(width, height, periods, rng), rng)
     # The share of dark pixels is drawn apart from the pattern: it would tell the class without any shape.
-    dark, light = _colours(rng)
-    level = np.quantile(field[::3, ::3], rng.uniform(*DARK_SHARE))
-    pixels = np.where((field < level)[..., None], dark, light)
-    ramp = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-LIGHT, LIGHT))
-    pixels += ramp[None, :, None]
-    noise = rng.integers(-12, 13, size=(height, width, 1), dtype=np.int8)
-    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    dark = field < np.quantile(field[::3, ::3], rng.uniform(*DARK_SHARE))
+    ramp = np.rint(np.linspace(-SHADE, SHADE, width) * rng.uniform(-1, 1)).astype(np.intp)
+    noise = rng.integers(-NOISE, NOISE + 1, size=(height, width), dtype=np.int8)
+    return _shades(rng).take(np.where(dark, REACH, 3 * REACH + 1) + ramp + noise, axis=0)
 
 
 def _coordinates(width: int, height: int, periods: float, rng: np.random.Generator) -> tuple[Plane, Plane]:
@@ -259,11 +261,12 @@ def _coordinates(width: int, height: int, periods: float, rng: np.random.Generat
     return cos * x + sin * y, cos * y - sin * x
 
 
-def _colours(rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """A dark and a light colour of any hue, float32 [3] in 0..255."""
-    tints = rng.uniform(-TINT, TINT, size=(2, 3))
-    dark, light = rng.uniform(DARK[0], DARK[1]) + tints[0], rng.uniform(LITE[0], LITE[1]) + tints[1]
-    return dark.astype(np.float32), light.astype(np.float32)
+def _shades(rng: np.random.Generator) -> Pixels:
+    """A dark and a light colour of any hue: uint8 [2 (2 REACH + 1), 3], each from REACH darker to lighter."""
+    levels = np.array([rng.uniform(*DARK), rng.uniform(*LIGHT)])
+    colours = levels[:, None] + rng.uniform(-TINT, TINT, size=(2, 3))
+    shades = colours[:, None, :] + np.arange(-REACH, REACH + 1)[:, None]
+    return np.clip(shades, 0, 255).astype(np.uint8).reshape(-1, 3)
 
 
 # Styles: how the pixels are stored.

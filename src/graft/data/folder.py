@@ -85,7 +85,7 @@ def scan(root: Path, hint: str = "") -> Folder:
         hint: what to tell a person when `root` is not there.
 
     Raises:
-        DataError: the root, a split or every photo is missing.
+        DataError: the root, train/ or valid/ is missing, or a split has no photos.
     """
     if not root.is_dir():
         raise DataError(f"data.root={root} is not there; {hint or 'give data.root=PATH of a folder'}")
@@ -101,10 +101,10 @@ def scan(root: Path, hint: str = "") -> Folder:
         name: Split(name, places[name], tuple(files), class_names, sealed=name == "test")
         for name, (_, files, _) in found.items()
     }
-    for name in ("train", "valid"):
-        if not splits[name].files:
+    for split in splits.values():
+        if not split.files:
             raise DataError(
-                f"{places[name]} has no photos; accepted are {', '.join(sorted(SUFFIXES))} in class folders"
+                f"{split.directory} has no photos; accepted are {', '.join(sorted(SUFFIXES))} in class folders"
             )
     ignored = tuple(file for _, _, others in found.values() for file in others)
     return Folder(root, class_names, splits["train"], splits["valid"], splits.get("test"), ignored)
@@ -114,19 +114,27 @@ def digest_files(paths: Sequence[Path], workers: int) -> Digests:
     """Content hash (BLAKE2b, 16 bytes) of every file, bytes [N] of dtype S16.
 
     numpy's S16 pads with zero bytes, so two digests compare equal exactly where their bytes do.
+
+    Raises:
+        DataError: a file cannot be read.
     """
     out = np.empty(len(paths), f"S{DIGEST_BYTES}")
     # In portions: one task per photo costs more than hashing it.
     portions = [slice(start, start + 256) for start in range(0, len(paths), 256)]
 
     def digest(portion: slice) -> None:
-        out[portion] = [
-            hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest() for path in paths[portion]
-        ]
+        out[portion] = [_digest(path) for path in paths[portion]]
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
         list(pool.map(digest, portions))
     return out
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST_BYTES).digest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def fingerprint(digests: Digests) -> str:
@@ -148,7 +156,9 @@ def _list_split(directory: Path) -> tuple[list[str], list[str], list[str]]:
     others: list[str] = []
     for name in classes:
         for entry in sorted(_walk(directory / name, name)):
-            (files if Path(entry).suffix.lower() in SUFFIXES else others).append(entry)
+            # A link that leads nowhere, or to a folder, may be called .jpg too.
+            is_photo = Path(entry).suffix.lower() in SUFFIXES and (directory / entry).is_file()
+            (files if is_photo else others).append(entry)
     return classes, files, others
 
 

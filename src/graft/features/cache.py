@@ -2,11 +2,13 @@
 
 A shard is one .npy file of records (key, status, feature), written under another name and renamed,
 so it exists whole or not at all. A key is the content hash of a photo: the same photo is computed
-once, wherever it lies, and a changed one is another photo.
+once, wherever it lies, and a changed one is another photo. What other hands damage is found when it
+is read, removed, and computed again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -19,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from graft.data.folder import DIGEST_BYTES, Digests
 from graft.storage import write_atomic, write_text
+from graft.terminal import say
 
 FORMAT = 1
 OK, TRUNCATED, UNDECODABLE = 0, 1, 2
+# A process keeps every shard open and may often have 1024 files open, so small shards are joined.
+JOIN_FROM = 16
+JOINED_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class Space:
 
     def lock(self) -> FileLock:
         """Held by the process that computes; the kernel frees it when that process dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.path / ".lock")
+        self.root.mkdir(parents=True, exist_ok=True)
+        return _lock(self.root, self.key)
 
     def record(self) -> np.dtype[np.void]:
         """The dtype of one shard record."""
@@ -69,16 +75,50 @@ class Space:
         """Write one shard: keys [n], status [n], features [n, width]."""
         records = np.empty(len(keys), self.record())
         records["key"], records["status"], records["feature"] = keys, status, features
+        self._write(records)
+
+    def read(self) -> Table:
+        """All that was computed so far; marks the space as used, for `evict`.
+
+        The lock must be held: what killed processes left and damaged shards are removed, small shards joined.
+        """
+        if not (self.path / "space.json").exists():
+            write_text(self.path / "space.json", json.dumps({**self.describe, "width": self.width}, indent=2) + "\n")
+        os.utime(self.path / "space.json")
+        self._remove_remains()
+        self._join()
+        return Table([np.load(shard, mmap_mode="r") for shard in self._shards()], self.width)
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.path.glob("*.npy"))
+
+    def _write(self, records: NDArray[np.void]) -> None:
         buffer = io.BytesIO()
         np.save(buffer, records)
         write_atomic(self.path / f"{uuid.uuid4().hex}.npy", buffer.getvalue())
 
-    def read(self) -> Table:
-        """All that was computed so far; marks the space as used, for `evict`."""
-        if not (self.path / "space.json").exists():
-            write_text(self.path / "space.json", json.dumps({**self.describe, "width": self.width}, indent=2) + "\n")
-        os.utime(self.path / "space.json")
-        return Table([np.load(shard, mmap_mode="r") for shard in sorted(self.path.glob("*.npy"))], self.width)
+    def _remove_remains(self) -> None:
+        for unfinished in self.path.glob(".*.npy.*"):  # as write_atomic names them
+            unfinished.unlink()
+        for path in self._shards():
+            shard = _open(path)
+            if shard is None or shard.dtype != self.record():
+                say(f"{path} is damaged and was removed; its features are computed again")
+                path.unlink()
+
+    def _join(self) -> None:
+        small = [path for path in self._shards() if path.stat().st_size < JOINED_BYTES / 2]
+        group: list[Path] = []
+        size = 0
+        for path in small if len(small) >= JOIN_FROM else ():
+            group.append(path)
+            size += path.stat().st_size
+            if size >= JOINED_BYTES or path == small[-1]:
+                self._write(np.concatenate([np.load(joined) for joined in group]))
+                # A process killed here leaves rows twice, which does no harm.
+                for joined in group:
+                    joined.unlink()
+                group, size = [], 0
 
 
 class Table:
@@ -137,15 +177,22 @@ class Usage:
 def usage(root: Path) -> list[Usage]:
     """Every space below `root`, the most recently used first."""
     found = []
-    for path in root.iterdir() if root.is_dir() else ():
-        marker = path / "space.json"
-        if not marker.exists():
-            continue
-        shards = list(path.glob("*.npy"))
-        photos = sum(len(np.load(shard, mmap_mode="r")) for shard in shards)
-        size = sum(shard.stat().st_size for shard in shards)
-        found.append(Usage(path.name, json.loads(marker.read_text()), photos, size, marker.stat().st_mtime))
+    for marker in root.glob("*/space.json"):
+        with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
+            found.append(_measure(marker))
     return sorted(found, key=lambda space: -space.used)
+
+
+def _measure(marker: Path) -> Usage:
+    paths = list(marker.parent.glob("*.npy"))
+    shards = [shard for path in paths if (shard := _open(path)) is not None]
+    return Usage(
+        key=marker.parent.name,
+        describe=json.loads(marker.read_text()),
+        photos=sum(len(shard) for shard in shards),
+        bytes=sum(path.stat().st_size for path in paths),
+        used=marker.stat().st_mtime,
+    )
 
 
 def evict(root: Path, max_bytes: float, keep: Sequence[str]) -> list[str]:
@@ -167,21 +214,23 @@ def evict(root: Path, max_bytes: float, keep: Sequence[str]) -> list[str]:
 
 def remove(root: Path, key: str) -> bool:
     """Remove a space unless some process computes it; returns whether it went."""
-    lock = FileLock(root / key / ".lock")
-    if not _acquired(lock):
-        return False
     try:
-        shutil.rmtree(root / key)
-    finally:
-        lock.release()
-    return True
-
-
-def _acquired(lock: FileLock) -> bool:
-    from filelock import Timeout
-
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with _lock(root, key).acquire(timeout=0):
+            shutil.rmtree(root / key)
+    except (Timeout, FileNotFoundError):  # computed, or removed, by another process
         return False
     return True
+
+
+def _lock(root: Path, key: str) -> FileLock:
+    # Beside the space: the lock of a directory that is removed must outlive it.
+    return FileLock(root / f"{key}.lock")
+
+
+def _open(path: Path) -> NDArray[np.void] | None:
+    """The records of a shard, memory-mapped; None where the file is damaged."""
+    try:
+        shard: NDArray[np.void] = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError):
+        return None
+    return shard

@@ -92,6 +92,7 @@ class FeatureCache:
             "mean": list(b.spec.mean),
             "std": list(b.spec.std),
             "engine": self.engine,
+            "device": "cpu" if self.engine == "openvino" else b.device,
             "precision": self.precision,
             "view": "plain" if view_seed is None else list(view_seed),
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -88,7 +90,9 @@ class OpenVinoEngine:
         import openvino as ov
 
         example = torch.zeros((1, *shape[1:]), dtype=torch.uint8)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # OpenVINO 2026.4 traces with what torch 2.14 advises against; nobody here can change that.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
             model = ov.convert_model(network, example_input=example)
         model.reshape(list(shape))
         hints = {
@@ -144,21 +148,21 @@ class TorchEngine:
 
 
 def fold_batchnorm(backbone: nn.Module) -> nn.Module:
-    """The backbone with BatchNorm folded into its convolutions; itself where torch.fx cannot trace it."""
+    """A copy of the backbone with BatchNorm folded into its convolutions, where torch.fx can trace it."""
     from torch.fx.experimental.optimization import fuse
     from torch.fx.proxy import TraceError
 
     try:
         return fuse(backbone)
     except TraceError:
-        return backbone
+        return copy.deepcopy(backbone)
 
 
 def _has_bf16(engine: str, device: str) -> bool:
-    if device != "cpu":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if engine == "openvino":
         import openvino as ov
 
         return "BF16" in list(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.data.folder import Digests
+from graft.errors import ConfigError, WeightsError
 from graft.features.cache import OK, TRUNCATED, UNDECODABLE, Space, Table
 from graft.features.engines import Engine, Pixels, Receive, Vectors
 from graft.images import ImageError, InputSpec, render
@@ -70,6 +71,10 @@ def extract(job: Job, space: Space, make: Callable[[Receive], Engine], progress:
         space: where vectors are kept.
         make: builds the engine; called only when something is to be computed.
         progress: told of every photo that is done, reused ones included.
+
+    Raises:
+        ConfigError: the vectors are too large or too small for the dtype of the space.
+        WeightsError: the vectors are not finite.
     """
     with space.lock():
         table = space.read()
@@ -87,9 +92,10 @@ def _compute(
     job: Job, missing: NDArray[np.intp], space: Space, make: Callable[[Receive], Engine], progress: Progress
 ) -> None:
     writer = _ShardWriter(space)
-    with ThreadPoolExecutor(job.workers, thread_name_prefix="decode") as pool:
+    workers = max(job.workers, 1)
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         portions = [missing[at : at + job.batch_size] for at in range(0, len(missing), job.batch_size)]
-        batches = _ahead(pool, lambda portion: _decode(job, portion), portions, 2 * job.workers)
+        batches = _ahead(pool, lambda portion: _decode(job, portion), portions, 2 * workers)
 
         def receive(tag: tuple[NDArray[np.intp], NDArray[np.uint8], Pixels], vectors: Vectors) -> None:
             portion, status, _ = tag  # the pixels ride along so that they live until the engine has read them
@@ -127,16 +133,24 @@ class _ShardWriter:
         self._flushed = time.monotonic()
         if taken:
             keys, status, vectors = (np.concatenate(column) for column in zip(*taken, strict=True))
-            _check_finite(keys, vectors, self._space)
+            _check_stored(vectors, self._space)
             self._space.append(keys, status, vectors)
 
 
-def _check_finite(keys: Digests, vectors: Vectors, space: Space) -> None:
-    if not np.isfinite(vectors.astype(space.dtype)).all():
-        raise FloatingPointError(
-            f"{space.describe['backbone']} gave features that are not finite in {space.dtype}; "
-            "features.precision=fp32 has the wider range"
+def _check_stored(vectors: Vectors, space: Space) -> None:
+    """Refuse what would not survive being stored: infinite, not a number, or lost below float16's least number."""
+    with np.errstate(all="ignore"):
+        largest = np.abs(vectors).max(initial=0)
+        lost = np.abs(vectors.astype(space.dtype).astype(np.float32) - vectors).max(initial=0)
+    if lost <= largest / 256:
+        return
+    name = space.describe["backbone"]
+    if space.dtype == "float16":
+        raise ConfigError(
+            f"features.precision=bf16: the largest feature of {name} is {largest:.3g}, and float16, which keeps "
+            "them, holds 1e-5 to 65504; accepted is fp32"
         )
+    raise WeightsError(f"model.weights: the features of {name} are not finite; accepted are weights that fit it")
 
 
 def _decode(job: Job, portion: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8], Pixels]:

@@ -1,0 +1,59 @@
+"""Tiny runs for tests: a configuration that trains in a second, in this process or by `python train.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from graft.trainer import RunResult, train
+from tests.composing import ROOT, composed
+
+TINY = (
+    "data=folder",
+    "data.batch_size=8",
+    "data.workers=0",
+    "model.backbone=squeezenet1_1",
+    "model.weights=none",
+    "model.image_size=64",
+    "model.hidden=32",
+    "optim.lr=0.01",
+    "features.precision=fp32",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=3",
+    "trainer.progress=false",
+)
+# They tell how long something took, or how much of it an earlier process had done.
+PASSING = ("time/", "features/computed", "features/reused", "features/images_per_s", "test/openings")
+
+
+def tiny(photos: Path, run_dir: Path, *more: str) -> list[str]:
+    """Overrides of a tiny run; those in `more` win. The cache lies beside the run directory."""
+    places = (f"data.root={photos}", f"run_dir={run_dir}", f"features.cache_dir={run_dir.parent / 'cache'}")
+    return [*TINY, *places, *more]
+
+
+def run(overrides: list[str]) -> RunResult:
+    """Train in this process."""
+    return train(composed(*overrides), tuple(overrides))
+
+
+def start(overrides: list[str], *options: str, **popen: Any) -> subprocess.Popen[str]:
+    """`python train.py OPTIONS OVERRIDES` as a process of its own, one thread each, its output piped."""
+    command = [sys.executable, str(ROOT / "train.py"), *options, *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **{**pipes, **popen})
+
+
+def lasting(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that must be the same in every run of the same configuration."""
+    return {name: value for name, value in metrics.items() if not name.startswith(PASSING)}
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text())
