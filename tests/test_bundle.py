@@ -198,7 +198,10 @@ def damage(bundle: Path, kind: str) -> None:
     [
         ("truncated weights", r"model.safetensors cannot be read"),
         ("no weights", r"model.safetensors cannot be read"),
-        ("weights of another model", r"model.safetensors is not what manifest.json says, a squeezenet1_1 with 3 classes"),
+        (
+            "weights of another model",
+            r"model.safetensors is not what manifest.json says, a squeezenet1_1 with 3 classes",
+        ),
         ("weights of other shapes", r"model.safetensors is not what manifest.json says"),
         ("truncated manifest", r"is no model bundle: manifest.json cannot be read"),
         ("foreign manifest", r"manifest.json: version 1.3.0; accepted is 1"),

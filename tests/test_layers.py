@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # graft/__init__.py, the package's face, which nothing in the package may use.
 LAYERS = {
     0: {"errors", "config", "command", "artifacts", "storage", "images", "environment", "terminal"},
-    1: {"transforms", "model", "optim", "predictor"},
+    1: {"transforms", "model", "weights", "optim", "predictor"},
     2: {"data", "features", "classifier", "evaluate", "metrics"},
-    3: {"trainer", "photos", "fit", "bundle"},
+    3: {"trainer", "assembly", "photos", "fit", "callbacks", "bundle"},
     4: {"launcher"},
 }
 

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import graft.evaluate
 import graft.trainer
 from graft.classifier import Classifier
 from graft.data.folder import Split, scan
+from graft.features.cache import usage
 from graft.errors import ConfigError, DataError, RunError
 from graft.images import render
 from graft.photos import Photos
@@ -346,6 +348,37 @@ def test_a_run_killed_while_evaluating_fits_nothing_again(
     assert lasting(run(overrides).metrics) == lasting(metrics_of(first))
 
 
+@pytest.mark.parametrize(
+    ("signum", "stopped", "reason"),
+    [(signal.SIGTERM, SystemExit, "stopped by SIGTERM"), (signal.SIGINT, KeyboardInterrupt, "stopped by Ctrl-C")],
+)
+def test_a_run_stopped_while_it_looks_at_the_photos_goes_on(
+    photos: Path,
+    tmp_path: Path,
+    first: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: int,
+    stopped: type[BaseException],
+    reason: str,
+) -> None:
+    decoded = 0
+
+    def stopping(*args: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        if decoded == 30:
+            signal.raise_signal(signum)
+        return render(*args)
+
+    overrides = tiny(photos, tmp_path / "run", "features.batch_size=2")
+    with monkeypatch.context() as patch, pytest.raises(stopped):
+        patch.setattr("graft.features.extract.render", stopping)
+        run(overrides)
+    assert 30 <= decoded < 60
+    assert read_json(tmp_path / "run" / "run.json")["reason"] == reason
+    assert lasting(run(overrides).metrics) == pytest.approx(lasting(metrics_of(first)), abs=1e-6, rel=0)
+
+
 def test_a_gpu_that_is_not_there_is_an_error_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one here")
@@ -450,8 +483,10 @@ def test_without_the_plain_view_only_augmented_ones_train(
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_every_experiment_runs_one_step(photos: Path, tmp_path: Path, experiment: str) -> None:
     where = (f"data.root={photos}", f"run_dir={tmp_path / 'run'}", f"features.cache_dir={tmp_path / 'cache'}")
-    small = ("model.backbone=squeezenet1_1", "model.weights=none", "model.image_size=64", "trainer.progress=false")
-    result = run([f"experiment={experiment}", "data=folder", *where, *small, "trainer.max_steps=1"])
+    small = ("model.backbone=squeezenet1_1", "model.weights=none", "model.image_size=64", "features.engine=torch")
+    result = run(
+        [f"experiment={experiment}", "data=folder", *where, *small, "features.precision=fp32", "trainer.max_steps=1"]
+    )
     last = torch.load(result.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 1
     assert {"valid/accuracy", "test/accuracy"} <= set(result.metrics)
@@ -485,44 +520,52 @@ def test_damaged_photos_are_counted_and_named(
     assert "train: 1 undecodable photos, e.g. class_1/001.jpg (all in data.json)" in said
 
 
+def table_of(out: str) -> dict[str, list[str]]:
+    """The rows of the table at the end of a sweep: run -> its cells, wrapped ones joined."""
+    rows: dict[str, list[str]] = {}
+    for line in out[out.index("runs of") :].splitlines():
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if cells[0].isdigit():
+            rows[cells[0]] = cells
+        elif rows and len(cells) == 5:
+            *_, last = rows
+            rows[last] = [f"{cell} {more}".strip() for cell, more in zip(rows[last], cells, strict=True)]
+    return rows
+
+
 def test_a_sweep_shares_one_look_at_the_photos_and_ends_with_a_table(photos: Path, tmp_path: Path) -> None:
-    overrides = tiny(photos, tmp_path / "sweep", "optim.lr=0.01,0.02", "model.hidden=8,16", "trainer.max_epochs=1")
-    process = start(overrides, "-m")
+    sweep = tmp_path / "sweep"
+    process = start(tiny(photos, sweep, "optim.lr=0.01,0.02", "model.hidden=8,16", "trainer.max_epochs=1"), "-m")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    members = [metrics_of(tmp_path / "sweep" / str(number)) for number in range(4)]
+    members = [metrics_of(sweep / str(number)) for number in range(4)]
     assert sum(member["features/computed"] for member in members) == 60
     assert len({member["valid/loss"] for member in members}) == 4
     assert not [name for member in members for name in member if name.startswith("test/")]
-    assert_table(out, tmp_path / "sweep", 4)
+    rows = table_of(out)
+    assert list(rows) == sorted(rows, key=lambda number: members[int(number)]["valid/loss"])
+    for number, (_, overrides, loss, accuracy, _) in rows.items():
+        member = members[int(number)]
+        assert (loss, accuracy) == (f"{member['valid/loss']:.4f}", f"{member['valid/accuracy']:.4f}")
+        given = read_json(sweep / number / "overrides.json")
+        assert {line for line in given if "lr=" in line or "hidden=" in line} <= set(overrides.split())
+    assert len(rows) == 4
 
 
-def assert_table(out: str, sweep: Path, members: int) -> None:
-    """The table at the end has a row per finished member, the lowest valid/loss first."""
-    table = out[out.index("runs of") :]
-    rows = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in table.splitlines() if "│" in line]
-    rows = [row for row in rows if row[0].isdigit()]
-    losses = [float(row[2]) for row in rows]
-    assert losses == sorted(losses)
-    found = {row[0]: f"{metrics_of(sweep / row[0])['valid/loss']:.4f}" for row in rows}
-    assert found == {row[0]: row[2] for row in rows}
-    assert len(found) == members
-
-
-def test_a_member_that_fails_is_in_the_table_and_the_others_finish(
-    photos: Path, tmp_path: Path
-) -> None:
-    root = tmp_path / "photos"
+def test_a_member_that_fails_is_in_the_table_and_the_others_finish(photos: Path, tmp_path: Path) -> None:
+    root, sweep = tmp_path / "photos", tmp_path / "sweep"
     shutil.copytree(photos, root)
     spoil(root / "train" / "class_0" / "000.jpg")
-    overrides = tiny(root, tmp_path / "sweep", "data.on_corrupt=error,skip", "trainer.max_epochs=1")
+    overrides = tiny(root, sweep, "data.on_corrupt=error,skip", "trainer.max_epochs=1")
     process = start([*overrides, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "-m")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in out + err
-    state = read_json(tmp_path / "sweep" / "0" / "run.json")
-    assert state["state"] == "failed"
-    assert state["reason"].startswith("DataError: data.on_corrupt=error and 1 damaged photos in train")
-    assert read_json(tmp_path / "sweep" / "1" / "run.json")["state"] == "finished"
-    assert "1 damaged" in " ".join(out.split())
-    assert_table(out, tmp_path / "sweep", 1)
+    assert read_json(sweep / "0" / "run.json")["state"] == "failed"
+    assert read_json(sweep / "1" / "run.json")["state"] == "finished"
+    assert [space.photos for space in usage(tmp_path / "cache" / "features")] == [60]  # of both together
+    rows = table_of(out)
+    assert list(rows) == ["1", "0"]
+    assert rows["0"][2].startswith("DataError: data.on_corrupt=error and 1 damaged photos in train:")
+    assert rows["1"][2] == f"{metrics_of(sweep / '1')['valid/loss']:.4f}"
+    assert "data.on_corrupt=error" in rows["0"][1]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ TINY = (
     "model.image_size=64",
     "model.hidden=32",
     "optim.lr=0.01",
+    "features.engine=torch",  # OpenVINO needs a second to compile a network
     "features.precision=fp32",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=3",
@@ -41,12 +43,27 @@ def run(overrides: list[str]) -> RunResult:
     return train(composed(*overrides), tuple(overrides))
 
 
-def start(overrides: list[str], *options: str, **popen: Any) -> subprocess.Popen[str]:
-    """`python train.py OPTIONS OVERRIDES` as a process of its own, one thread each, its output piped."""
+def start(overrides: list[str], *options: str) -> subprocess.Popen[str]:
+    """`python train.py OPTIONS OVERRIDES` as a process and a process group of its own, its output piped."""
     command = [sys.executable, str(ROOT / "train.py"), *options, *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **{**pipes, **popen})
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Until a file is there; fails where the process ends first."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > end:
+            _, err = process.communicate()
+            raise AssertionError(f"{path} never came; exit code {process.returncode}: {err}")
+        time.sleep(0.01)
 
 
 def lasting(metrics: dict[str, float]) -> dict[str, float]:

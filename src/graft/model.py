@@ -9,57 +9,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import http.client
-import pickle
-import re
-import struct
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.hub
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from graft.errors import ConfigError, WeightsError
 from graft.images import InputSpec
+from graft.weights import FILE_KINDS, NAMED_WEIGHTS, load, locate, named_weights
 
-NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
-_FILE_KINDS = "the path of a .pth, .pt or .safetensors file"
 # Ported from TensorFlow, where pixels go to -1..1. torchvision mends that inside the network
 # (transform_input), a flag that no weights file holds; here it stands in the InputSpec instead.
 _MINUS_ONE_TO_ONE = ("googlenet", "inception_v3")
 _ONE_SIZE_ONLY = ("vit_", "maxvit_")  # their position tables are made for one image size
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 _UNUSED_PARTS = ("aux1.", "aux2.", "AuxLogits.")  # side classifiers, used in training from scratch only
-# torchvision's published densenet and vit files still have the names of earlier releases.
-_RENAMED = (
-    (re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
-    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
-    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
-)
-# What torch.load and the zip and pickle readers under it raise on damaged files.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    safetensors.SafetensorError,
-)
 
 
 class Features(nn.Identity):
@@ -130,11 +99,11 @@ def build_backbone(name: str, *, weights: str = "none", seed: int = 0) -> nn.Mod
     if weights.lower() == "none":
         with _seeded(seed):
             return _without_classifier(name)
-    path, source = _locate(name, weights)
+    path, source = locate(name, weights)
     with _EmptyOnMeta():
         backbone = _without_classifier(name)
     _allocate(backbone)
-    _load(backbone, path, source)
+    _fill(backbone, path, source)
     return backbone
 
 
@@ -206,8 +175,15 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         WeightsError: the file is absent, damaged, holds code, or its keys or shapes are another model's.
     """
     if not Path(path).is_file():
-        raise WeightsError(f"{path}: no such file; accepted: {_FILE_KINDS}")
-    _load(module, Path(path), str(path))
+        raise WeightsError(f"{path}: no such file; accepted: {FILE_KINDS}")
+    _fill(module, Path(path), str(path))
+
+
+def _fill(module: nn.Module, path: Path, source: str) -> None:
+    places = [(at, part) for at, part in module.named_modules() if isinstance(part, Features)]
+    classifier = (*(f"{at}." for at, _ in places), *_UNUSED_PARTS) if places else ()
+    kind = f"torchvision's {places[0][1].backbone}, with or without its classifier" if places else ""
+    load(module, path, source, classifier=classifier, expected=kind or type(module).__name__)
 
 
 def _check_name(name: str) -> None:
@@ -221,7 +197,7 @@ def _check_name(name: str) -> None:
 def _expected_input(backbone: str, weights: str) -> InputSpec:
     spec = InputSpec()
     if weights.lower() in NAMED_WEIGHTS:
-        recipe = _named_weights(backbone, weights).transforms()
+        recipe = named_weights(backbone, weights).transforms()
         spec = InputSpec(
             image_size=recipe.crop_size[0],
             resize=recipe.resize_size[0],
@@ -239,61 +215,6 @@ def _triple(key: str, values: Sequence[float]) -> tuple[float, float, float]:
         raise ConfigError(f"model.{key}={list(values)}: accepted: 3 numbers{least}, one per channel")
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def _named_weights(name: str, weights: str) -> Any:
-    """The weights entry (url, recipe) of a name such as imagenet1k_v1."""
-    entries = models.get_model_weights(name).__members__
-    if weights.upper() not in entries:
-        raise ConfigError(f"model.weights={weights}: {name} has none of that name; {_accepted(name)}")
-    return entries[weights.upper()]
-
-
-def _accepted(name: str) -> str:
-    entries = models.get_model_weights(name).__members__
-    words = [word for word in NAMED_WEIGHTS if word.upper() in entries]
-    return f"accepted: {', '.join([*words, 'none'])}, or {_FILE_KINDS}"
-
-
-def _locate(name: str, weights: str) -> tuple[Path, str]:
-    """The file of `model.weights`, and how errors name it."""
-    if weights.lower() in NAMED_WEIGHTS:
-        path = _hub_file(weights, _named_weights(name, weights).url)
-        return path, f"model.weights={weights} ({path})"
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else f"no such file{_nearest(path, weights)}"
-        raise WeightsError(f"model.weights={weights}: {what}; {_accepted(name)}")
-    return path, f"model.weights={weights}"
-
-
-def _nearest(path: Path, weights: str) -> str:
-    if near := difflib.get_close_matches(weights.lower(), NAMED_WEIGHTS, n=1):
-        return f"; nearest: {near[0]}"
-    files = [entry.name for entry in path.parent.iterdir() if entry.is_file()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, files, n=1)
-    return f"; nearest: {path.parent / near[0]}" if near else ""
-
-
-def _hub_file(weights: str, url: str) -> Path:
-    """The named weights in torch.hub's folder, downloaded (and its hash checked) if absent."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
-    if path.is_file():
-        return path
-    stamp = torch.hub.HASH_REGEX.search(path.name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            url, str(path), hash_prefix=stamp.group(1) if stamp else None, progress=sys.stderr.isatty()
-        )
-    except (OSError, http.client.HTTPException, RuntimeError) as error:
-        reason = getattr(error, "reason", error)
-        raise WeightsError(
-            f"model.weights={weights}: {path.name} could not be downloaded ({reason}); accepted without "
-            f"a network: model.weights=PATH of that file, the file in {folder}, or model.weights=none"
-        ) from error
-    return path
 
 
 @contextmanager
@@ -372,94 +293,3 @@ def _parts(backbone: nn.Module) -> list[str]:
         found += [name for name, _ in inner]
         open_ends += [(name, child) for name, child in inner if 2 * _size(child) > _size(backbone)]
     return found
-
-
-def _load(module: nn.Module, path: Path, source: str) -> None:
-    """Copies a file's tensors into the module; `source` is how errors name the file."""
-    target = module.state_dict()
-    found = _own_tensors(module, _read(path, source), target, source)
-    faults = _faults(target, found)
-    if faults:
-        kind = next((part.backbone for part in module.modules() if isinstance(part, Features)), "")
-        expected = f"torchvision's {kind}, with or without its classifier" if kind else type(module).__name__
-        raise WeightsError(f"{source}: {'; '.join(faults)}; accepted: the state_dict of {expected}")
-    # Not load_state_dict: mnasnet refuses dicts without torch's own version stamp (safetensors).
-    with torch.no_grad():
-        for name, tensor in found.items():
-            target[name].copy_(tensor)
-
-
-def _read(path: Path, source: str) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with path.open("rb") as file:
-            # Files of torch before 1.6 are no zip archives and cannot be mapped. Mapped, the one copy
-            # is the one into the module.
-            mappable = file.read(4) == b"PK\x03\x04"
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-    except _UNREADABLE as error:
-        raise WeightsError(
-            f"{source}: cannot be read as weights ({_reason(error)}); accepted: tensors alone, written by "
-            "torch.save(model.state_dict(), PATH) or as .safetensors"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    if code := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it holds code, {code.group(1)}, which is never run"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "damaged, or not such a file"
-
-
-def _own_tensors(module: nn.Module, content: object, target: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The file's tensors under the module's names: unwrapped, old names mended, classifiers left out."""
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{source}: holds a {type(content).__name__}; accepted: a dict of names to tensors")
-    classifier = tuple(f"{at}." for at, part in module.named_modules() if isinstance(part, Features))
-    tensors = {_own_name(str(name), target): tensor for name, tensor in content.items()}
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name in target or not name.startswith((*classifier, *(_UNUSED_PARTS if classifier else ())))
-    }
-
-
-def _own_name(name: str, target: Mapping[str, Tensor]) -> str:
-    while name not in target and name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
-    if name not in target:
-        for old, new in _RENAMED:
-            name = old.sub(new, name)
-    return name
-
-
-def _faults(target: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with a file, one phrase per kind; empty if nothing is."""
-    # Files older than torch 0.4.1 do not have the counter, and only training without momentum reads it.
-    missing = [name for name in target if name not in found and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in target]
-    common = [name for name in found if name in target]
-    other = [
-        f"{name} {_form(found[name])} in place of {_form(target[name])}"
-        for name in common
-        if _form(found[name]) != _form(target[name])
-    ]
-    # The sum is not finite where a value is not, and takes a fifth of the time of looking at each.
-    not_finite = [name for name in common if not found[name].sum(dtype=torch.float32).isfinite()]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another form": other, "not finite": not_finite}
-    return [_listed(kind, names) for kind, names in kinds.items() if names]
-
-
-def _form(tensor: Tensor) -> str:
-    """Kind of number and shape; any floating-point width will do."""
-    return f"{'' if tensor.is_floating_point() else 'integer '}{list(tensor.shape)}"
-
-
-def _listed(kind: str, names: Sequence[str]) -> str:
-    keys = "1 key" if len(names) == 1 else f"{len(names)} keys"
-    return f"{keys} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -86,6 +87,7 @@ class ResumableLoader(DataLoader[Batch]):
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_stopping_to_the_parent,
         )
         self.order = order
         self.served = 0
@@ -104,6 +106,12 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Leave out the batches that the interrupted epoch has served; none at an epoch's end."""
         self.order.start = state["served"] % len(self.order)
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    # Ctrl-C and `timeout` tell the whole process group, and the batch being decoded is still wanted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:
