@@ -21,10 +21,13 @@ import itertools
 import multiprocessing
 import os
 import resource
+import shutil
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,9 +47,13 @@ Round = Callable[[float], float]  # seconds to run -> images per second
 
 @dataclass(frozen=True)
 class Figure:
-    """One way at one photo size: images/s of every round, seconds to get ready, peak memory in MB."""
+    """One way at one photo size: images/s of every round, seconds to get ready, peak memory in MB.
+
+    `busy` is the share of time the GPU computed, 0..1, of every round; empty without a GPU.
+    """
 
     rates: list[float]
+    busy: list[float]
     ready: float
     memory: float
 
@@ -95,16 +102,32 @@ def measure(root: Path, rounds: int, seconds: float) -> dict[str, Figure]:
         process.start()
         workers[way] = (process, here, here.recv())
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    busy: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, (_, pipe, _) in workers.items():
             pipe.send(seconds)
-            rates[way].append(pipe.recv())
+            with gpu_busy(busy[way]):
+                rates[way].append(pipe.recv())
     figures = {}
     for way, (process, pipe, ready) in workers.items():
         pipe.send(None)
-        figures[way] = Figure(rates[way], ready, pipe.recv())
+        figures[way] = Figure(rates[way], busy[way], ready, pipe.recv())
         process.join()
     return figures
+
+
+@contextmanager
+def gpu_busy(shares: list[float]) -> Iterator[None]:
+    """Append the mean GPU utilisation of the block, 0..1, sampled every 100 ms by nvidia-smi; nothing without it."""
+    if shutil.which("nvidia-smi") is None:
+        yield
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+    with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as sampler:
+        yield
+        sampler.terminate()
+        samples = [float(line) for line in sampler.communicate()[0].split()]
+    shares += [statistics.mean(samples) / 100] if samples else []
 
 
 def serve(way: str, root: Path, pipe: Connection) -> None:
@@ -277,6 +300,9 @@ def show(console: Console, size: tuple[int, int], figures: dict[str, Figure]) ->
         table.add_row(way, f"{figure.rate:.1f}", spread, *ratios, f"{figure.ready:.1f}", f"{figure.memory:.0f}")
     console.print(table)
     limit = "decoding" if figures["decoding alone"].rate < engine else "the engine"
+    if figures["ours"].busy:
+        shares = (f"{way} {statistics.median(figure.busy):.0%}" for way, figure in figures.items() if figure.busy)
+        console.print(f"GPU busy: {', '.join(shares)}", highlight=False)
     # Medians of ratios within a round: both ran within seconds of each other on a machine that drifts.
     over_plain, over_engine = (
         statistics.median(a / b for a, b in zip(figures["ours"].rates, figures[way].rates, strict=True))

@@ -262,7 +262,7 @@ def write(path: Path, parity: Sequence[ParitySample] = (), manifest: Manifest = 
 
 
 def test_a_bundle_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    parity = [ParitySample(bytes([n]) * 5, np.float32([n / 7, -1e3 / 3])) for n in range(12)]
+    parity = [ParitySample(bytes([n]) * 5, np.array([n / 7, -1e3 / 3], np.float32)) for n in range(12)]
     bundle = write(tmp_path / "bundle", parity)
     assert read_manifest(bundle) == MANIFEST
     np.testing.assert_array_equal(read_tensors(bundle)["head.w"], [[0, 1, 2], [3, 4, 5]])
@@ -284,7 +284,7 @@ def test_the_manifest_is_written_last_so_that_half_a_bundle_is_none(
         rename(source, target)
 
     monkeypatch.setattr("graft.storage.os.replace", record)
-    write(tmp_path / "bundle", [ParitySample(b"x", np.float32([1]))])
+    write(tmp_path / "bundle", [ParitySample(b"x", np.ones(1, np.float32))])
     assert written == ["model.safetensors", "00.image", "logits.json", "README.md", "manifest.json"]
 
 
@@ -328,7 +328,7 @@ def test_truncated_tensors_are_one_clear_error(tmp_path: Path, kept: int | None)
 
 @pytest.mark.parametrize("missing", ["parity/logits.json", "parity/00.image"])
 def test_parity_samples_without_their_pair_are_one_clear_error(tmp_path: Path, missing: str) -> None:
-    (write(tmp_path, [ParitySample(b"x", np.float32([1]))]) / missing).unlink()
+    (write(tmp_path, [ParitySample(b"x", np.ones(1, np.float32))]) / missing).unlink()
     with pytest.raises(RunError, match="has no whole set of parity samples"):
         read_parity(tmp_path)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 import graft
@@ -23,8 +22,8 @@ from graft.data.folder import Split, scan
 from graft.errors import GraftError, RunError
 from graft.images import InputSpec
 from graft.model import build_backbone, fingerprint
-from tests.pictures import draw_folder
 from tests.composing import ROOT
+from tests.pictures import draw_folder
 from tests.training import run, tiny
 
 # It may see what an endpoint sees, and nothing that trains.
@@ -76,9 +75,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a run whose input is not the default in anything."""
-    changes = ("model.fit=crop", "model.resize=72", "model.mean=[0.4,0.5,0.6]", "model.std=[0.2,0.3,0.25]")
-    changes += ("trainer.max_epochs=20", "trainer.patience=null")  # until it knows the classes
-    return run(tiny(photos, tmp_path_factory.mktemp("runs") / "run", *changes)).run_dir / "bundle"
+    shape = ("model.fit=crop", "model.resize=72", "model.mean=[0.4,0.5,0.6]", "model.std=[0.2,0.3,0.25]")
+    until_it_knows_them = ("trainer.max_epochs=20", "trainer.patience=null")
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    return run(tiny(photos, run_dir, *shape, *until_it_knows_them)).run_dir / "bundle"
 
 
 def copy(bundle: Path, to: Path) -> Path:

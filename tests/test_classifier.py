@@ -178,6 +178,17 @@ def test_the_seed_decides_backbone_and_head_and_leaves_the_global_generator_alon
     assert not torch.equal(same["head.0.weight"], other["head.0.weight"])
 
 
+def test_dropout_differs_from_step_to_step_and_from_seed_to_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = set()
+    for seed in (0, 1):
+        classifier = Classifier("squeezenet1_1", 3, unfreeze="all", seed=seed)
+        for step in (0, 1, 2, 2):
+            monkeypatch.setattr(Classifier, "global_step", step)
+            classifier.on_train_batch_start((torch.empty(0), torch.empty(0)), 0)
+            drawn.add(torch.rand(1).item())
+    assert len(drawn) == 6
+
+
 def losses(monkeypatch: pytest.MonkeyPatch, **known: Any) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
     """The training loss, the losses logged by both steps, and the logits, of one batch of features."""
     classifier = Classifier("squeezenet1_1", 3, hidden=8, **known)

@@ -23,7 +23,7 @@ from tests.composing import CONF, ROOT
 # torch takes 2 to 6 s to import, Lightning up to 12 s, the others from 0.05 s to seconds.
 HEAVY = {
     *("torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning", "openvino", "tensorboard"),
-    *("numpy", "PIL", "simplejpeg", "rich", "scipy", "pandas", "boto3", "sagemaker", "optuna"),
+    *("numpy", "PIL", "simplejpeg", "cv2", "rich", "scipy", "pandas", "boto3", "sagemaker", "optuna"),
 }
 IMPORTED = re.compile(r"^import time: +\d+ \| +\d+ \| *(\S+)$")
 

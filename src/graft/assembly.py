@@ -150,6 +150,9 @@ def fit_classifier(
         precision=t.precision.value,
         checkpoint_minutes=t.checkpoint_minutes,
         progress=t.progress,
+        # A head is too small to share: two threads spend 15 to 80 ms a step waiting for each other on a busy
+        # 2-core machine, one takes 4.
+        threads=1 if config.trains_on_features and device == "cpu" else None,
     )
 
 

@@ -19,6 +19,8 @@ PACKAGES = (
     "openvino",
     "numpy",
     "pillow",
+    "simplejpeg",
+    "opencv-python-headless",
 )
 
 

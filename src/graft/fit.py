@@ -59,6 +59,7 @@ def fit(
     precision: str,
     checkpoint_minutes: float,
     progress: bool,
+    threads: int | None = None,
 ) -> Classifier:
     """Train, or continue from `last.ckpt`, and return the classifier of the epoch with the lowest valid/loss.
 
@@ -74,6 +75,7 @@ def fit(
         precision: fp32 or bf16.
         checkpoint_minutes: between checkpoints inside an epoch.
         progress: show a bar.
+        threads: of torch while it trains; None leaves them as they are.
 
     Raises:
         RunError: valid/loss was not finite in any epoch.
@@ -83,7 +85,7 @@ def fit(
     progress = progress and sys.stderr.isatty()  # in a log, a bar is a hundred lines
     if not done.exists():
         best = callbacks.ModelCheckpoint(checkpoints, "best", monitor="valid/loss", enable_version_counter=False)
-        with _stopping_in_good_order() as stop:
+        with _stopping_in_good_order() as stop, _torch_threads(threads):
             others = _callbacks(checkpoints, device, max_steps, patience, checkpoint_minutes, progress)
             trainer = pl.Trainer(
                 accelerator="gpu" if device == "cuda" else "cpu",
@@ -156,6 +158,16 @@ def _check_finite(best: callbacks.ModelCheckpoint, lr: float) -> None:
     score = best.best_model_score
     if score is not None and not score.isfinite():
         raise RunError(f"training diverged: valid/loss was not finite in any epoch; optim.lr={lr}, try a lower one")
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Bytes to an upright RGB uint8 square at model size: the one decoder of training and serving. No torch.
 
 `render` does one thing in one pass: header, view, decode (JPEGs at the smallest scale that still
-holds the view), crop and antialiased resize together, orientation and flip. Embedded colour profiles
-are ignored, as torchvision does. It is safe and useful to call from many threads: decoding and
-resizing release the interpreter lock, and no global setting of Pillow is touched.
+holds the view), crop, resize, orientation and flip. Embedded colour profiles are ignored, as
+torchvision does. It is safe and useful to call from many threads: decoding and resizing release the
+interpreter lock, and no global setting of Pillow or OpenCV is touched (OpenCV's own threads work on
+squares of more than 300 pixels or so, and only for one caller at a time).
 docs/decisions/0004-decoder.md has the measurements behind the choices.
 """
 
@@ -11,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
@@ -28,29 +29,24 @@ from graft.errors import ConfigError, DataError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Raised whenever `render` gives other pixels than before: cached features are keyed by it.
+PIXELS_VERSION = 2
 PIXEL_CAP = 178_956_970  # Pillow's own limit, held here too since a caller may have lifted that one
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
+_Mat = npt.NDArray[Any]  # uint8 too; OpenCV's stubs do not tell
 _JPEGS = ("JPEG", "MPO")
 _JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # all that Pillow's plugin tells apart
 _END_OF_JPEG = b"\xff\xd9"
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # orientation to cv2.flip's code; 5 to 8 transpose first
 # What Pillow's plugins raise on damaged files (fuzzed, also with warnings as errors); else it is a bug.
 _DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, Warning, struct.error, zlib.error)
 
 # Freeing a block this large makes glibc keep freed memory of that size from now on (mallopt(3), "dynamic
-# mmap threshold"). Without it each photo's memory goes back to the system and is faulted in again:
-# 350 page faults, 0.4 of 1.9 ms at 500 x 375. The block itself is never touched, so never there.
+# mmap threshold"). Without it the memory of each batch of results goes back to the system and is faulted
+# in again: 30 to 57 page faults a photo at 224 x 224. The block itself is never touched, so never there.
 np.empty(8 << 20, np.uint8)
 
 
@@ -128,21 +124,18 @@ def render(data: bytes, spec: InputSpec, choose: Callable[[int, int], View] | No
     Raises ImageError where no pixel can be had, or more than PIXEL_CAP would be.
     """
     image = _open(data)
-    is_jpeg = image.format in _JPEGS
     # Only JPEGs decode at the view's scale; the others may tell their orientation after the pixels.
-    picture, truncated = (image, False) if is_jpeg else _decode_whole(image)
+    picture, truncated = (None, False) if image.format in _JPEGS else _decode_whole(image)
     orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
     view = choose(width, height) if choose else plain_view(width, height, spec)
     box = _stored_box(view, orientation, image.size)
-    if is_jpeg:
+    if picture is None:
         picture, box, truncated = _decode_jpeg(data, image, box, spec.image_size)
-    small = picture.resize((spec.image_size, spec.image_size), Image.Resampling.BILINEAR, box=box)
-    if orientation != 1:
-        small = small.transpose(_TURNS[orientation])
-    if view.flip:
-        small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return Rendered(np.array(small if small.mode == "RGB" else small.convert("RGB")), truncated)
+    small = _turn(_resize(_crop(picture, box), spec.image_size), orientation, view.flip)
+    if small.ndim == 2:
+        small = cv2.cvtColor(small, cv2.COLOR_GRAY2RGB)
+    return Rendered(small, truncated)
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -170,7 +163,7 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:
         return 1
-    return value if value in _TURNS else 1
+    return value if value in range(1, 9) else 1
 
 
 def _stored_box(view: View, orientation: int, size: tuple[int, int]) -> Box:
@@ -186,47 +179,63 @@ def _stored_box(view: View, orientation: int, size: tuple[int, int]) -> Box:
     return max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
 
 
-def _decode_jpeg(data: bytes, image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box, bool]:
-    """Picture, the box in its pixels, truncated: at the smallest of 1, 1/2, 1/4, 1/8 with box >= side.
+def _crop(pixels: Pixels, box: Box) -> Pixels:
+    """What lies in the box, its edges rounded to whole pixels, at least one each way; nothing is copied."""
+    height, width = pixels.shape[:2]
+    left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
+    return pixels[top : max(round(box[3]), top + 1), left : max(round(box[2]), left + 1)]
+
+
+def _resize(pixels: _Mat, side: int) -> _Mat:
+    """`pixels` [h, w] or [h, w, 1 or 3] as [side, side] or [side, side, 3].
+
+    Bilinear looks at two pixels each way, so from 2:1 on it would skip some: averages come first.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) >= 2 * side:
+        # Never larger in one direction while smaller in the other: INTER_AREA then turns into bilinear.
+        pixels = cv2.resize(pixels, (min(width, side), min(height, side)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+def _turn(pixels: _Mat, orientation: int, flip: bool) -> _Mat:
+    if orientation >= 5:
+        pixels = cv2.transpose(pixels)
+    if orientation in _FLIPS:
+        pixels = cv2.flip(pixels, _FLIPS[orientation])
+    return cv2.flip(pixels, 1) if flip else pixels
+
+
+def _decode_jpeg(data: bytes, image: Image.Image, box: Box, side: int) -> tuple[Pixels, Box, bool]:
+    """Pixels, the box in them, truncated: at the smallest of 1, 1/2, 1/4, 1/8 with box >= side.
 
     Only powers of two: they have fast transforms and stay within 0.6/255 of the full decode.
     """
     extent = min(box[2] - box[0], box[3] - box[1])
     factor = next((factor for factor in (8, 4, 2) if extent >= factor * side), 1)
     left, top, right, bottom = (edge / factor for edge in box)
-    box = (left, top, right, bottom)
     least = {"min_width": -(-image.width // factor), "min_height": -(-image.height // factor)}
     try:
         pixels = simplejpeg.decode_jpeg(data, _JPEG_COLOURS[image.mode], **least)
+        truncated = False
     except ValueError as error:
-        picture, truncated = _decode_jpeg_by_pillow(data, factor)
+        pixels, truncated = _decode_jpeg_by_pillow(data, factor)
         # "Premature end of JPEG file", or "of data segment": pixels are missing. Other complaints
         # (bytes before a marker, a rare subsampling) concern photos that every viewer shows whole.
         truncated = truncated or "premature end" in str(error).lower()
     else:
-        picture, box = _wrap(pixels, image.mode, box, side)
-        truncated = False
-    return picture.convert("RGB") if picture.mode == "CMYK" else picture, box, truncated
+        pixels = _without_ink(pixels) if image.mode == "CMYK" else pixels
+    return pixels, (left, top, right, bottom), truncated
 
 
-def _wrap(pixels: Pixels, mode: str, box: Box, side: int) -> tuple[Image.Image, Box]:
-    """Picture of what the resize reads of `pixels` [h, w, 1, 3 or 4], and the box in it.
-
-    Pillow keeps RGB in 4 bytes a pixel, so wrapping copies: 0.12 ms for a whole 500 x 375.
-    """
-    height, width, channels = pixels.shape
-    reach = math.ceil(max(box[2] - box[0], box[3] - box[1]) / side) + 1  # the bilinear filter's support
-    left, top = max(int(box[0]) - reach, 0), max(int(box[1]) - reach, 0)
-    right, bottom = min(math.ceil(box[2]) + reach, width), min(math.ceil(box[3]) + reach, height)
-    start = pixels.reshape(-1)[(top * width + left) * channels :]
-    # Like Pillow and browsers: ink is stored inverted in every JPEG, whether Adobe signed it or not.
-    layout = ("CMYK;I" if mode == "CMYK" else mode, width * channels, 1)
-    picture = Image.frombytes(mode, (right - left, bottom - top), start, "raw", layout)
-    return picture, (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+def _without_ink(pixels: Pixels) -> Pixels:
+    """RGB of CMYK as JPEGs store it: inverted, whether Adobe signed it or not, say Pillow and browsers."""
+    size = (pixels.shape[1], pixels.shape[0])
+    return np.asarray(Image.frombytes("CMYK", size, pixels, "raw", "CMYK;I").convert("RGB"))
 
 
-def _decode_jpeg_by_pillow(data: bytes, factor: int) -> tuple[Image.Image, bool]:
-    """What simplejpeg complains of: picture at 1/factor, truncated."""
+def _decode_jpeg_by_pillow(data: bytes, factor: int) -> tuple[Pixels, bool]:
+    """What simplejpeg complains of: pixels at 1/factor, truncated."""
     if not _has_pixels(data):
         raise ImageError(f"JPEG of {len(data)} bytes: ends before its first pixel")
     with contextlib.suppress(*_DAMAGE):
@@ -238,11 +247,10 @@ def _decode_jpeg_by_pillow(data: bytes, factor: int) -> tuple[Image.Image, bool]
         raise ImageError(f"JPEG of {len(data)} bytes: {error}") from error
 
 
-def _draft(data: bytes, factor: int) -> Image.Image:
+def _draft(data: bytes, factor: int) -> Pixels:
     image = _open(data)
     image.draft(None, (image.width // factor, image.height // factor))
-    image.load()
-    return image
+    return np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
 
 
 def _has_pixels(data: bytes) -> bool:
@@ -258,11 +266,11 @@ def _has_pixels(data: bytes) -> bool:
     return data[at : at + 2] not in (b"", _END_OF_JPEG)
 
 
-def _decode_whole(image: ImageFile.ImageFile) -> tuple[Image.Image, bool]:
-    """Picture in mode RGB or L, truncated: of a file other than JPEG."""
+def _decode_whole(image: ImageFile.ImageFile) -> tuple[Pixels, bool]:
+    """Pixels [h, w] or [h, w, 3], truncated: of a file other than JPEG."""
     truncated = _load(image)
     try:
-        return _without_alpha(image), truncated
+        return np.asarray(_without_alpha(image)), truncated
     except ValueError as error:
         raise ImageError(f"{image.format} in mode {image.mode}: {error}") from error
 

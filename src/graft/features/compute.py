@@ -15,7 +15,7 @@ from graft.data.folder import Digests
 from graft.features.cache import Space, evict
 from graft.features.engines import Engine, Normalised, Receive, make_engine, resolve
 from graft.features.extract import Extracted, Job, Progress, extract
-from graft.images import InputSpec
+from graft.images import PIXELS_VERSION, InputSpec
 from graft.model import feature_width, fingerprint
 
 # bf16 has 8 bits of mantissa and float16 has 11: nothing is lost by storing half as much.
@@ -85,6 +85,7 @@ class FeatureCache:
         b = self.backbone
         describe: dict[str, Any] = {
             "backbone": b.name,
+            "pixels": PIXELS_VERSION,
             "weights": self._weights,
             "image_size": b.spec.image_size,
             "resize": b.spec.resize,
