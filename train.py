@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 STARTED = time.perf_counter()
+# How long torch's threads spin for each other. By default for ever: beside one other busy process a step of a
+# head then takes 58 ms in place of 3; so it takes 9. Must be set before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import hydra  # noqa: E402  (the clock starts before the first slow import)
 from omegaconf import DictConfig  # noqa: E402
@@ -32,9 +37,13 @@ def main(tree: DictConfig) -> None:
 
 def train(config: Config) -> RunResult:
     """Train in this process. torch is imported only now, when the configuration is known to be right."""
+    # The objects that these imports make stay. Collecting garbage among them costs 0.5 s now and 0.7 s at the end.
+    gc.disable()
     from graft import trainer
 
-    return trainer.train(config, overrides_given(), STARTED)
+    gc.freeze()
+    gc.enable()
+    return trainer.train(config, overrides_given(), None if sweep_member() else STARTED)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from graft.storage import local_path
 from graft.terminal import progress_bar, say
 
 
+HEAD_THREADS = 4  # a step of a head takes milliseconds: more threads wait for each other longer than they work
+
+
 def expected_input(config: Config) -> InputSpec:
     """What the backbone expects of an image, and what the configuration says instead."""
     m = config.model
@@ -150,9 +153,7 @@ def fit_classifier(
         precision=t.precision.value,
         checkpoint_minutes=t.checkpoint_minutes,
         progress=t.progress,
-        # A head is too small to share: two threads spend 15 to 80 ms a step waiting for each other on a busy
-        # 2-core machine, one takes 4.
-        threads=1 if config.trains_on_features and device == "cpu" else None,
+        threads=HEAD_THREADS if config.trains_on_features and device == "cpu" else None,
     )
 
 

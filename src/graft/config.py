@@ -128,7 +128,7 @@ class DataConfig:
     kind: DataKind = knob(DataKind.folder, "a folder that exists, or demo images drawn from a seed")
     root: str = knob(MISSING, "folder with train/, valid/ (or val/) and test/, one folder per class")
     hint: str = knob("", "what to tell a person when data.root is not there")
-    batch_size: int = knob(64, "images per optimiser step", least=1)
+    batch_size: int = knob(128, "images per optimiser step", least=1)
     on_corrupt: OnCorrupt = knob(OnCorrupt.repair, "truncated photos are padded, undecodable ones left out")
     balance: Balance = knob(Balance.none, "sampler: draw classes equally often; loss: weight them")
     augment: bool = knob(True, "random crop and flip where training reads images (not features)")
@@ -182,7 +182,7 @@ class TrainerConfig:
     """Lightning's Trainer."""
 
     accelerator: Accelerator = knob(Accelerator.auto, "where the model trains; asking for an absent gpu is an error")
-    max_epochs: int = knob(10, "number of epochs", least=1)
+    max_epochs: int = knob(8, "number of epochs", least=1)
     max_steps: int = knob(-1, "stop after so many optimiser steps; -1: no limit", least=-1)
     patience: int | None = knob(5, "stop after so many epochs without a lower valid/loss; null: never", least=1)
     precision: Precision = knob(Precision.fp32, "arithmetic of training; bf16 is Lightning's bf16-mixed")

@@ -75,7 +75,7 @@ def fit(
         precision: fp32 or bf16.
         checkpoint_minutes: between checkpoints inside an epoch.
         progress: show a bar.
-        threads: of torch while it trains; None leaves them as they are.
+        threads: of torch while it trains, at most; None leaves them as they are.
 
     Raises:
         RunError: valid/loss was not finite in any epoch.
@@ -84,7 +84,9 @@ def fit(
     done, last = checkpoints / "finished", checkpoints / "last.ckpt"
     progress = progress and sys.stderr.isatty()  # in a log, a bar is a hundred lines
     if not done.exists():
-        best = callbacks.ModelCheckpoint(checkpoints, "best", monitor="valid/loss", enable_version_counter=False)
+        best = callbacks.ModelCheckpoint(
+            checkpoints, "best", monitor="valid/loss", save_weights_only=True, enable_version_counter=False
+        )
         with _stopping_in_good_order() as stop, _torch_threads(threads):
             others = _callbacks(checkpoints, device, max_steps, patience, checkpoint_minutes, progress)
             trainer = pl.Trainer(
@@ -163,7 +165,7 @@ def _check_finite(best: callbacks.ModelCheckpoint, lr: float) -> None:
 @contextmanager
 def _torch_threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(min(count or before, before))
     try:
         yield
     finally:
