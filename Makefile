@@ -43,8 +43,10 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.features $(ARGS)
 
 # The stamp is written last: an install that failed or was interrupted is done again from the start.
+# `set` says again what .SHELLFLAGS says, which make 3.81, macOS's, does not read.
 $(STAMP):
-	@is_supported() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }; \
+	@set -euo pipefail; \
+	is_supported() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }; \
 	python=; \
 	for candidate in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
 	  if is_supported "$$candidate"; then python=$$candidate; break; fi; \

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(tree: DictConfig) -> None:
     """Compose, check, run, print; under -m once per combination."""
-    with plain_errors(record_in=sweep_member()):
+    member = sweep_member()
+    with plain_errors(member or Path(tree.run_dir), in_sweep=member is not None):
         config = parse(tree)
         result = launch(config, train)
         run_table(result.run_dir, result.metrics, toy=result.toy)

@@ -5,8 +5,8 @@
 Photos are taken from DIR (any folder tree) or drawn, brought to each size and saved as JPEG of
 quality 90. Every way lives in a process of its own and runs for about `seconds` in every round, in
 turn, while the others wait; figures are medians over the rounds. Time to get ready (imports, model,
-conversion) is not part of the rate and stands beside it. Memory is the peak of the process and its
-loader workers.
+conversion) is not part of the rate and stands beside it. Memory is the peak of the process plus those
+of its loader workers; pages that they share count in each.
 
 The ways: `plain` is what a tutorial does (PIL ImageFolder, DataLoader without workers, eager fp32,
 batch 32); `reference` is torchvision's reference style (loader workers, channels_last, autocast to
@@ -19,11 +19,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import os
 import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -95,25 +95,41 @@ def write_photos(root: Path, size: tuple[int, int], source: Path | None, count: 
 def measure(root: Path, rounds: int, seconds: float) -> dict[str, Figure]:
     """All ways in turn, `rounds` times."""
     context = multiprocessing.get_context("spawn")
-    workers: dict[str, tuple[Any, Connection, float]] = {}
-    for way in WAYS:
-        here, there = context.Pipe()
-        process = context.Process(target=serve, args=(way, root, there))
-        process.start()
-        workers[way] = (process, here, here.recv())
-    rates: dict[str, list[float]] = {way: [] for way in WAYS}
-    busy: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(rounds):
-        for way, (_, pipe, _) in workers.items():
-            pipe.send(seconds)
-            with gpu_busy(busy[way]):
-                rates[way].append(pipe.recv())
-    figures = {}
-    for way, (process, pipe, ready) in workers.items():
-        pipe.send(None)
-        figures[way] = Figure(rates[way], busy[way], ready, pipe.recv())
-        process.join()
-    return figures
+    workers: dict[str, tuple[Any, Connection]] = {}
+    try:
+        ready = {}
+        for way in WAYS:
+            here, there = context.Pipe()
+            process = context.Process(target=serve, args=(way, root, there))
+            process.start()
+            there.close()  # the worker's copy is the last one: if it dies, `here` ends
+            workers[way] = (process, here)
+            ready[way] = answer(way, here)
+        pipes = {way: pipe for way, (_, pipe) in workers.items()}
+        rates: dict[str, list[float]] = {way: [] for way in WAYS}
+        busy: dict[str, list[float]] = {way: [] for way in WAYS}
+        for _ in range(rounds):
+            for way, pipe in pipes.items():
+                with gpu_busy(busy[way]):
+                    rates[way].append(answer(way, pipe, seconds))
+        memory = {way: answer(way, pipe, None) for way, pipe in pipes.items()}
+        for process, _ in workers.values():
+            process.join()
+    finally:
+        for process, _ in workers.values():
+            process.terminate()
+    return {way: Figure(rates[way], busy[way], ready[way], memory[way]) for way in WAYS}
+
+
+def answer(way: str, pipe: Connection, *question: float | None) -> float:
+    """The next number from a worker, after the question if there is one."""
+    try:
+        for part in question:
+            pipe.send(part)
+        number: float = pipe.recv()
+    except (EOFError, ConnectionError):
+        raise SystemExit(f"the process of `{way}` ended before it answered; its own words stand above") from None
+    return number
 
 
 @contextmanager
@@ -124,9 +140,12 @@ def gpu_busy(shares: list[float]) -> Iterator[None]:
         return
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
     with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as sampler:
-        yield
-        sampler.terminate()
-        samples = [float(line) for line in sampler.communicate()[0].split()]
+        try:
+            yield
+        finally:
+            sampler.terminate()
+            lines = sampler.communicate()[0].splitlines()
+    samples = [float(line) for line in lines if line.strip().isdecimal()]  # some GPUs say [N/A]
     shares += [statistics.mean(samples) / 100] if samples else []
 
 
@@ -144,9 +163,15 @@ def serve(way: str, root: Path, pipe: Connection) -> None:
     pipe.send(time.perf_counter() - started)
     while (seconds := pipe.recv()) is not None:
         pipe.send(run(seconds))
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    kilobytes += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (way == "reference")
-    pipe.send(kilobytes / 1024)
+    pipe.send(peak_megabytes())
+
+
+def peak_megabytes() -> float:
+    """The peaks of this process and of its live children added up; without /proc, of this process alone."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    children = (Path(f"/proc/{child.pid}/status") for child in multiprocessing.active_children())
+    lines = [line for status in children if status.exists() for line in status.read_text().splitlines()]
+    return own + sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def plain(root: Path) -> Round:
@@ -285,7 +310,9 @@ def _device() -> str:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    from graft.environment import available_cores
+
+    return available_cores()
 
 
 def show(console: Console, size: tuple[int, int], figures: dict[str, Figure]) -> None:

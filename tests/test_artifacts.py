@@ -252,7 +252,6 @@ MANIFEST = Manifest(
     data={"root": "photos"},
     git_sha="unknown",
     created="2024-01-01T00:00:00+00:00",
-    notes=("one",),
 )
 
 

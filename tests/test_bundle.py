@@ -285,9 +285,7 @@ def test_the_card_tells_what_is_known_of_the_licences(bundle: Path, weights: str
     assert f"- Backbone weights: {said}" in text
     assert "- Code: Apache-2.0." in text
     assert "- Data: not known to graft; ask whoever made the photos" in text
-    assert "- Data: CC0" in card(bundle, data={"licence": "CC0"})
 
 
 def test_the_card_of_a_toy_says_so(bundle: Path) -> None:
     assert "These are toy figures" in card(bundle, toy=True)
-    assert "- it was a wet summer\n" in card(bundle, notes=("it was a wet summer",))

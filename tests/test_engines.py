@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import warnings
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from graft.environment import available_cores, describe_environment
 from graft.features import engines
 from graft.features.engines import Engine, Normalised, TorchEngine, fold_batchnorm, make_engine, resolve
 from graft.images import IMAGENET_MEAN, IMAGENET_STD
@@ -155,6 +157,23 @@ def test_making_an_engine_warns_of_nothing(runner: Callable[[str, str], Runner],
     assert runner(engine, precision).warnings == []
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_gives_the_networks_vectors(
+    network: Normalised, photos: NDArray[np.uint8], plain: Vectors, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    given: dict[int, Vectors] = {}
+    engine = TorchEngine(network, precision, "cuda", given.__setitem__)
+    for number, batch in enumerate(photos):
+        engine.submit(batch, number)
+        assert len(given) == number  # the batch before, not this one
+    engine.finish()
+    found = np.stack([given[number] for number in range(6)])
+    assert np.abs(found - plain).max() <= TOLERANCE[precision] * np.abs(plain).max()
+    assert {part.dtype for part in network.parameters()} == {torch.float32}
+
+
 class TestFolding:
     def test_a_folded_network_says_the_same_without_batchnorm(self, network: Normalised, plain: Vectors) -> None:
         before = fingerprint(network.backbone)
@@ -238,3 +257,22 @@ class TestResolve:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: says("cpu"))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: says("cuda"))
         assert resolve(engine, "auto", device)[1] == ("bf16" if truth else "fp32")
+
+
+class TestMachine:
+    def test_the_gpu_is_named_where_torch_sees_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert describe_environment()["gpu"] is None
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        properties = SimpleNamespace(name="Fast 1", total_memory=24 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        assert describe_environment()["gpu"] == "Fast 1, 24 GiB"
+        monkeypatch.delitem(sys.modules, "torch")
+        assert describe_environment()["gpu"] is None
+
+    def test_cores_are_counted_on_every_system(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: 8)
+        assert available_cores() == 3
+        monkeypatch.delattr(os, "sched_getaffinity")
+        assert available_cores() == 8

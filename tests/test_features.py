@@ -28,13 +28,16 @@ from graft.data.folder import Digests, digest_files
 from graft.errors import ConfigError, GraftError, WeightsError
 from graft.features import __main__ as command
 from graft.features import cache as cache_module
+from graft.features import compute as compute_module
 from graft.features import extract as extract_module
 from graft.features.cache import OK, TRUNCATED, UNDECODABLE, Space, Table, evict, remove, usage
 from graft.features.compute import Backbone, FeatureCache, inspect
-from graft.features.engines import Pixels, Receive
+from graft.features.engines import Engine, Pixels, Receive, make_engine
 from graft.features.extract import Extracted, Job, extract
 from graft.features.source import FeatureSource
 from graft.images import IMAGENET_MEAN, InputSpec, render
+from graft.model import fingerprint
+from graft.transforms import VIEW_VERSION
 from tests.backbones import WIDTH, tiny_backbone
 from tests.pictures import draw, spoil, truncate, write
 
@@ -691,6 +694,50 @@ class TestFeatureCache:
         assert not np.array_equal(vectors(views[0]), vectors(plain))
         assert np.array_equal(vectors(views[0]), vectors(views[2]))
         assert sorted(str(one.describe["view"]) for one in usage(tmp_path)) == ["[5, 0]", "[5, 1]", "plain"]
+
+    def test_other_crops_are_other_features(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cache = feature_cache(tmp_path)
+        plain, view = cache._space(None).key, cache._space((5, 0)).key
+        monkeypatch.setattr(compute_module, "VIEW_VERSION", VIEW_VERSION + 1)
+        assert cache._space(None).key == plain
+        assert cache._space((5, 0)).key != view
+
+    def test_all_passes_share_one_engine(
+        self, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[Engine] = []
+
+        def count(*args: Any, **settings: Any) -> Engine:
+            made.append(make_engine(*args, **settings))
+            return made[-1]
+
+        monkeypatch.setattr(compute_module, "make_engine", count)
+        cache, digests = feature_cache(tmp_path / "shared"), digest_files(photos, 1)
+        shared = [cache.view(number, 5, photos, digests, lambda count: None) for number in (0, 1)]
+        assert len(made) == 1
+        for number, view in enumerate(shared):
+            alone = feature_cache(tmp_path / str(number)).view(number, 5, photos, digests, lambda count: None)
+            assert np.array_equal(vectors(view), vectors(alone))
+
+    def test_what_an_interrupted_pass_left_in_the_engine_reaches_no_other(
+        self, tmp_path: Path, photos: list[Path]
+    ) -> None:
+        cache, given = feature_cache(tmp_path), {"first": list[Any](), "second": list[Any]()}
+        pixels = np.zeros((4, 32, 32, 3), np.uint8)
+        cache._make(lambda tag, vectors: given["first"].append(tag)).submit(pixels, 1)
+        second = cache._make(lambda tag, vectors: given["second"].append(tag))
+        second.submit(pixels, 2)
+        second.finish()
+        assert given == {"first": [1], "second": [2]}
+
+    def test_weights_that_were_hashed_are_not_hashed_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hashed = feature_cache(tmp_path)._space(None).key
+        known = fingerprint(tiny_backbone())
+        monkeypatch.delattr(compute_module, "fingerprint")
+        assert feature_cache(tmp_path, fingerprint=known)._space(None).key == hashed
+        assert feature_cache(tmp_path, fingerprint="other")._space(None).key != hashed
 
     def test_eviction_keeps_what_this_run_read(self, tmp_path: Path, photos: list[Path]) -> None:
         other = feature_cache(tmp_path, name="other")

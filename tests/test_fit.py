@@ -71,9 +71,11 @@ def images(n: int, seed: int) -> Recorder:
 class Session:
     """One process's part of a fit: fresh objects over the same folder of checkpoints."""
 
-    def __init__(self, folder: Path, make: Callable[[int, int], Recorder] = vectors, **classifier: Any) -> None:
+    def __init__(
+        self, folder: Path, make: Callable[[int, int], Recorder] = vectors, valid: int = 9, **classifier: Any
+    ) -> None:
         self.folder = folder
-        self.train, self.valid = make(PHOTOS, 1), make(9, 2)
+        self.train, self.valid = make(PHOTOS, 1), make(valid, 2)
         known = {"hidden": 8, "lr": 0.01, "schedule": "cosine", "seed": 3, **classifier}
         self.classifier = Classifier("squeezenet1_1", 3, **known)
         split = Split("any", folder, tuple(f"{n % 3}/{n}" for n in range(PHOTOS)), ("0", "1", "2"))
@@ -104,10 +106,11 @@ class Session:
 
 
 def assert_ends_alike(found: Session, expected: Session) -> None:
-    """Both best.ckpt and last.ckpt: weights, optimiser and schedule to the last bit, epoch and step."""
-    for name in ("best.ckpt", "last.ckpt"):
+    """best.ckpt and last.ckpt: weights, epoch and step, and of last.ckpt optimiser and schedule, to the last bit."""
+    best = ("state_dict", "epoch", "global_step")
+    for name, parts in (("best.ckpt", best), ("last.ckpt", (*best, "optimizer_states", "lr_schedulers"))):
         pair = [torch.load(s.folder / "checkpoints" / name, weights_only=True) for s in (found, expected)]
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        for part in parts:
             ours, theirs = (flat(checkpoint[part]) for checkpoint in pair)
             assert ours.keys() == theirs.keys()
             different = [key for key in ours if not np.array_equal(ours[key], theirs[key])]
@@ -169,7 +172,7 @@ def test_killed_while_validating_it_validates_that_epoch(whole: Session, tmp_pat
 
 @pytest.mark.parametrize("batch", [1, 3, 6])
 def test_dropout_of_a_resumed_fit_is_that_of_the_whole_one(tmp_path: Path, batch: int) -> None:
-    many = {"unfreeze": "all", "lr": 1e-3}
+    many: dict[str, Any] = {"unfreeze": "all", "lr": 1e-3}
     whole, first, second = (Session(tmp_path / name, images, **many) for name in ("whole", "cut", "cut"))
     assert any(isinstance(part, nn.Dropout) and part.training for part in whole.classifier.modules())
     whole.fit(max_epochs=2)
@@ -298,6 +301,48 @@ def test_a_signal_while_validating_waits_for_the_end_of_the_epoch(tmp_path: Path
     second.fit()
     assert len(first.valid.served) == 1
     assert len(first.train.served + second.train.served) == EPOCHS * BATCHES
+
+
+VALID_BATCHES = 3
+
+
+@pytest.fixture(scope="module")
+def widely_validated(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """An uninterrupted fit whose validation takes several batches."""
+    session = Session(tmp_path_factory.mktemp("widely"), valid=600)
+    session.fit()
+    assert len(session.valid.served) == EPOCHS * VALID_BATCHES
+    return session
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 60])
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+@pytest.mark.parametrize(("split", "batch"), [("valid", 0), ("valid", 1), ("valid", 2), ("train", BATCHES - 1)])
+def test_a_validation_that_a_signal_cut_short_comes_again(
+    widely_validated: Session, tmp_path: Path, split: str, batch: int, epoch: int, minutes: float
+) -> None:
+    first, second = (Session(tmp_path, valid=600) for _ in range(2))
+    of_an_epoch = {"train": BATCHES, "valid": VALID_BATCHES}[split]
+    getattr(first, split).before = raise_at(epoch * of_an_epoch + batch, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        first.fit(checkpoint_minutes=minutes)
+    second.fit(checkpoint_minutes=minutes)
+    validated = epoch + (split == "valid" and batch == VALID_BATCHES - 1)  # the whole epochs of the first life
+    assert len(second.valid.served) == (EPOCHS - validated) * VALID_BATCHES
+    assert_ends_alike(second, widely_validated)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_signal_in_the_validation_after_max_steps_loses_nothing(tmp_path: Path, batch: int) -> None:
+    whole, first, second = (Session(tmp_path / name, valid=600) for name in ("whole", "cut", "cut"))
+    steps = BATCHES + 2  # the second epoch is not finished, but validated
+    whole.fit(max_steps=steps)
+    first.valid.before = raise_at(VALID_BATCHES + batch, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        first.fit(max_steps=steps)
+    second.fit(max_steps=steps)
+    assert len(second.valid.served) == VALID_BATCHES
+    assert_ends_alike(second, whole)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -432,7 +477,7 @@ def test_a_stopped_program_says_so_in_one_line_and_goes_on_exactly(
     os.killpg(process.pid, signum)  # as a terminal's Ctrl-C does, the loader's workers included
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "")
-    assert err == "stopped; the same command with the same run_dir goes on from here\n"
+    assert err == f"stopped; the same command with run_dir={tmp_path / 'cut'} goes on from here\n"
     state = read_json(tmp_path / "cut" / "run.json")
     assert (state["state"], state["reason"]) == ("unfinished", reason)
     assert not (tmp_path / "cut" / "checkpoints" / "finished").exists()

@@ -55,7 +55,7 @@ def test_an_empty_class_folder_is_a_class(tmp_path: Path) -> None:
 
 
 def test_val_is_valid(tmp_path: Path) -> None:
-    folder = scanned(tmp_path, "train/a/1.jpg", "val/a/1.jpg")
+    folder = scanned(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
     assert (folder.valid.name, folder.valid.directory) == ("valid", tmp_path / "val")
 
 
@@ -106,6 +106,19 @@ def test_hidden_names_are_passed_over_and_other_files_are_named(tmp_path: Path) 
     assert folder.class_names == ("a", "b")
     assert folder.train.files == ("a/1.jpg", "a/2.JPEG", "b/1.jpg")
     assert folder.ignored == ("a/notes.txt", "a/labels.csv")
+
+
+def test_photos_beside_the_class_folders_are_ignored_by_name(tmp_path: Path) -> None:
+    folder = scanned(tmp_path, *THREE, "train/IMG.jpg", "train/.hidden.jpg", "train/notes.txt", "train/a/notes.txt")
+    (tmp_path / "train" / "dead.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert folder.train.files == ("a/1.jpg", "b/1.jpg")
+    assert folder.ignored == ("IMG.jpg", "a/notes.txt")
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"^data\.root={tmp_path}: one class \(cat\); accepted is at least two$"):
+        scanned(tmp_path, "train/cat/1.jpg", "valid/cat/1.jpg", "test/cat/1.jpg")
+    assert scanned(tmp_path, "valid/dog/1.jpg").class_names == ("cat", "dog")
 
 
 def test_photos_below_a_class_folder_belong_to_the_class(tmp_path: Path) -> None:

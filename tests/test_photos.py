@@ -15,6 +15,7 @@ import torch
 from graft.data.checks import Damage
 from graft.data.folder import scan
 from graft.data.loader import Source
+from graft.data.module import class_counts
 from graft.errors import DataError
 from graft.features.compute import Backbone, FeatureCache
 from graft.images import InputSpec, render
@@ -224,7 +225,18 @@ class TestLook:
             "valid": {"class_0": 1, "class_1": 2, "class_2": 1},
         }
         assert description["ignored"] == ["class_0/notes.txt"]
-        assert [entry["split"] for entry in description["damaged"]] == ["train", "valid", "test"]
+        named = {"truncated": ["class_0/001.jpg"], "undecodable": ["class_2/000.jpg"]}
+        assert json.loads(json.dumps(description["damaged"])) == [
+            {"split": "train", **named},
+            {"split": "valid", **named},
+            {"split": "test", "truncated": 1, "undecodable": 1},
+        ]
+
+    def test_the_classes_of_test_are_not_counted(self, root: Path) -> None:
+        test = look(root).splits["test"]
+        with pytest.raises(DataError, match="the labels of test are sealed"):
+            class_counts(test)
+        assert class_counts(test.opened()) == {"class_0": 2, "class_1": 2, "class_2": 2}
 
     def test_fingerprints_follow_the_photos_that_are_used(self, root: Path) -> None:
         before = {name: look(root).fingerprint(name) for name in ("train", "valid")}

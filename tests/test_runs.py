@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -545,6 +546,44 @@ def test_damaged_photos_are_counted_and_named(
     said = capsys.readouterr().err
     assert "train: 1 truncated photos, e.g. class_0/000.jpg (all in data.json)" in said
     assert "train: 1 undecodable photos, e.g. class_1/001.jpg (all in data.json)" in said
+
+
+def test_damaged_photos_of_test_are_counted_and_not_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = draw_folder(tmp_path / "photos", train=4)
+    truncate(root / "test" / "class_0" / "000.jpg")
+    spoil(root / "test" / "class_1" / "001.jpg")
+    result = run(tiny(root, tmp_path / "run", "trainer.max_epochs=1", "evaluate.test=false"))
+    counted = {"split": "test", "truncated": 1, "undecodable": 1}
+    assert read_json(result.run_dir / "data.json")["damaged"][2] == counted
+    assert read_json(result.run_dir / "bundle" / "manifest.json")["data"]["damaged"][2] == counted
+    said = capsys.readouterr().err
+    assert "test: 1 truncated photos\n" in said
+    assert "test: 1 undecodable photos\n" in said
+
+
+def test_what_of_a_folder_is_not_learned_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = draw_folder(tmp_path / "photos", classes=6, train=1, valid=1, test=0)
+    for label in (1, 2, 4, 5):
+        shutil.rmtree(root / "train" / f"class_{label}")
+    shutil.copy(root / "train" / "class_0" / "000.jpg", root / "train" / "IMG.jpg")
+    folder = graft.assembly.open_folder(composed(*tiny(root, tmp_path / "run")))
+    assert len(folder.class_names) == 6
+    said = capsys.readouterr().err
+    assert "4 classes have no training photo and are never predicted right: class_1, class_2, class_4, ..." in said
+    assert "1 files are ignored, being no photos or in no class folder, e.g. IMG.jpg (all in data.json)" in said
+
+
+def test_a_whole_folder_is_opened_in_silence(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graft.assembly.open_folder(composed(*tiny(photos, tmp_path / "run")))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_photo_whose_name_is_not_utf8_is_predicted_too(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path / "photos", train=4)
+    photo = root / "test" / "class_0" / "000.jpg"
+    photo.rename(photo.with_name(os.fsdecode(b"caf\xe9.jpg")))
+    result = run(tiny(root, tmp_path / "run", "trainer.max_epochs=1"))
+    assert f"{photo.parent}/caf\\udce9.jpg,test,class_0," in (result.run_dir / "predictions.csv").read_text("utf-8")
 
 
 def table_of(out: str) -> dict[str, list[str]]:

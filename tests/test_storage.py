@@ -41,6 +41,11 @@ def test_text_is_utf8(tmp_path: Path) -> None:
     assert (tmp_path / "name.txt").read_bytes() == "Köter 犬\n".encode()
 
 
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    write_text(tmp_path / "name.txt", "é " + os.fsdecode(b"caf\xe9.jpg\n"))
+    assert (tmp_path / "name.txt").read_bytes() == b"\xc3\xa9 caf\\udce9.jpg\n"
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_content_and_no_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

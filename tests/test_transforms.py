@@ -88,3 +88,14 @@ def test_normalisation_is_torchvisions(mean: tuple[float, ...], std: tuple[float
     planes = torch.cat([images, 255 - images]).permute(0, 3, 1, 2).float() / 255
     assert (found.shape, found.dtype) == ((2, 3, 16, 16), torch.float32)
     torch.testing.assert_close(found, normalize(planes, list(mean), list(std)), rtol=0, atol=1e-6)
+
+
+def test_what_inference_used_first_can_be_trained_through() -> None:
+    mean, std = (0.31, 0.32, 0.33), (0.41, 0.42, 0.43)  # of no other test: constants are kept
+    images = torch.full((1, 2, 2, 3), 100.0)
+    with torch.inference_mode():
+        normalise(images, mean, std)
+    images.requires_grad_()
+    normalise(images, mean, std).sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
+    assert images.grad[0, 0, 0].tolist() == pytest.approx([1 / (255 * value) for value in std])

@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,7 @@ class Manifest:
     git_sha: str
     created: str
     toy: bool = False
-    notes: tuple[str, ...] = ()
     version: int = MANIFEST_VERSION
-    parity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -245,8 +243,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         spec = content.pop("input")
         spec["mean"], spec["std"] = tuple(spec["mean"]), tuple(spec["std"])
-        for name in ("class_names", "notes"):
-            content[name] = tuple(content[name])
+        content["class_names"] = tuple(content["class_names"])
         return Manifest(input=InputSpec(**spec), **content)
     except (KeyError, TypeError) as error:
         raise RunError(f"{path}/manifest.json is not one of graft's: {error}") from error

@@ -12,7 +12,7 @@ from graft.classifier import Classifier
 from graft.config import Balance, Config, DataKind
 from graft.data.demo import generate
 from graft.data.folder import Folder, scan
-from graft.data.module import ImageData, default_workers, inverse_frequency
+from graft.data.module import ImageData, class_counts, default_workers, inverse_frequency
 from graft.environment import git_sha
 from graft.features.compute import Backbone, FeatureCache
 from graft.fit import fit
@@ -21,7 +21,6 @@ from graft.model import input_spec
 from graft.photos import Photos, look_at_photos
 from graft.storage import local_path
 from graft.terminal import progress_bar, say
-
 
 HEAD_THREADS = 4  # a step of a head takes milliseconds: more threads wait for each other longer than they work
 
@@ -49,7 +48,13 @@ def open_folder(config: Config) -> Folder:
     if folder.test is None:
         say(f"{root} has no test/ split: this run trains and validates, and has no figure on unseen photos")
     if folder.ignored:
-        say(f"{len(folder.ignored)} files in class folders are no photos, e.g. {folder.ignored[0]}")
+        say(
+            f"{len(folder.ignored)} files are ignored, being no photos or in no class folder, "
+            f"e.g. {folder.ignored[0]} (all in data.json)"
+        )
+    if untrained := [name for name, count in class_counts(folder.train).items() if not count]:
+        listed = ", ".join(untrained[:3]) + (", ..." if len(untrained) > 3 else "")
+        say(f"{len(untrained)} classes have no training photo and are never predicted right: {listed}")
     return folder
 
 
@@ -90,6 +95,7 @@ def look(config: Config, folder: Folder, classifier: Classifier, spec: InputSpec
             f.precision.value,
             device,
             f.batch_size,
+            classifier.backbone_fingerprint,
         )
         cache = FeatureCache(directory, backbone, workers=max(workers, 1))
     photos = look_at_photos(
@@ -111,11 +117,13 @@ def look(config: Config, folder: Folder, classifier: Classifier, spec: InputSpec
 
 
 def report_damage(photos: Photos) -> None:
-    """Say how many photos are damaged and name the first; data.json names them all."""
+    """Say how many photos are damaged and name the first; data.json names them all, but none of a sealed split."""
     for damage in photos.damage:
+        sealed = photos.splits[damage.split].sealed
         for kind, files in (("truncated", damage.truncated), ("undecodable", damage.undecodable)):
             if files:
-                say(f"{damage.split}: {len(files)} {kind} photos, e.g. {files[0]} (all in data.json)")
+                named = "" if sealed else f", e.g. {files[0]} (all in data.json)"
+                say(f"{damage.split}: {len(files)} {kind} photos{named}")
 
 
 def build_data(config: Config, photos: Photos) -> ImageData:

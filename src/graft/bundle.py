@@ -64,7 +64,6 @@ def model_card(manifest: Manifest) -> str:
     figures = "\n".join(_figure_rows(m.metrics))
     toy = "\n> These are toy figures: the photos were drawn by a program.\n" if m.toy else ""
     names = ", ".join(m.class_names[:12]) + (", ..." if len(m.class_names) > 12 else "")
-    notes = "".join(f"- {note}\n" for note in m.notes)
     return f"""# {m.backbone} with a two-layer head, {len(m.class_names)} classes
 {toy}
 Model `{m.model_id}`, made {m.created} by graft at commit `{m.git_sha}`.
@@ -77,7 +76,7 @@ Model `{m.model_id}`, made {m.created} by graft at commit `{m.git_sha}`.
 - Input: RGB, {_geometry(m.input)}, normalised by mean {_numbers(m.input.mean)} and std {_numbers(m.input.std)}.
 - Trained: {m.trained_part}; backbone weights: `{m.weights}`; features in {m.feature_precision}.
 - Probabilities are softmax(logits / {m.temperature:.4f}); the temperature was fitted on valid.
-{notes}
+
 ## Use
 
 ```python
@@ -91,7 +90,7 @@ print(model("photo.jpg"))
 
 - Code: Apache-2.0.
 - Backbone weights: {_weights_licence(m.weights)}
-- Data: {m.data.get("licence", "not known to graft; ask whoever made the photos before you pass this model on.")}
+- Data: not known to graft; ask whoever made the photos before you pass this model on.
   `parity/` holds {PARITY_SAMPLES} photos of the validation split at most: delete that folder where they must stay.
 """
 

@@ -98,8 +98,12 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
             super().on_train_batch_end(trainer, *rest)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Only SIGTERM is answered between two batches; after another exception a batch may be half done."""
-        if isinstance(exception, SIGTERMException):
+        """Only SIGTERM is answered between two batches; after another exception a batch may be half done.
+
+        A validation that it cut short has to come again: the checkpoint before it is left as it is.
+        """
+        validation_due = trainer.is_last_batch or trainer.should_stop
+        if isinstance(exception, SIGTERMException) and not validation_due:
             super().on_exception(trainer, pl_module, exception)
 
 

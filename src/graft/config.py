@@ -87,6 +87,13 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class TrainingPrecision(Enum):
+    """The arithmetic of training; bf16 is Lightning's bf16-mixed."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Accelerator(Enum):
     """Where the model runs; `auto` is the GPU where there is one."""
 
@@ -185,7 +192,7 @@ class TrainerConfig:
     max_epochs: int = knob(8, "number of epochs", least=1)
     max_steps: int = knob(-1, "stop after so many optimiser steps; -1: no limit", least=-1)
     patience: int | None = knob(5, "stop after so many epochs without a lower valid/loss; null: never", least=1)
-    precision: Precision = knob(Precision.fp32, "arithmetic of training; bf16 is Lightning's bf16-mixed")
+    precision: TrainingPrecision = knob(TrainingPrecision.fp32, "arithmetic of training; bf16 is bf16-mixed")
     checkpoint_minutes: float = knob(5.0, "time between checkpoints inside a long epoch", above=0)
     progress: bool = knob(True, "show progress bars")
 

@@ -25,16 +25,22 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Git sha, package versions, processor and operating system, as plain JSON values."""
+    """Git sha, package versions, processor, GPU and operating system, as plain JSON values."""
     return {
         "git_sha": git_sha(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processor": _processor(),
+        "gpu": _gpu(),
         "cores": os.cpu_count(),
         "argv": sys.argv,
     }
+
+
+def available_cores() -> int:
+    """Cores that this process may use; all of the machine where the system does not tell, as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_sha() -> str:
@@ -69,3 +75,12 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _gpu() -> str | None:
+    """Name and memory of the first GPU; None where torch sees none, or is not loaded."""
+    torch = sys.modules.get("torch")  # never imported for this: this module is light
+    if torch is None or not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

@@ -126,7 +126,10 @@ def open_test(ledger: Path, *, data_fingerprint: str, config_hash: str, run_id: 
 
 
 def write_predictions(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """CSV: path, split, label, and the five likeliest classes with their calibrated probabilities."""
+    r"""CSV: path, split, label, and the five likeliest classes with their calibrated probabilities.
+
+    A byte of a path that is not UTF-8 is written as an escape such as \udce9.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     places = range(1, 6)

@@ -34,7 +34,7 @@ class Photos:
         splits: by name, without what `data.on_corrupt` leaves out; test is sealed.
         digests: content hashes by split, bytes [N].
         damage: what is wrong with photos, per split.
-        ignored: files in class folders that are no photos.
+        ignored: files in class folders that are no photos, and photos beside the class folders.
         views: by split, the cached features of its photos: the views of train, one view of the others; empty
             where the run reads images.
         spec: what the backbone expects of an image.
@@ -71,15 +71,24 @@ class Photos:
         return fingerprint(self.digests[split])
 
     def describe(self) -> dict[str, Any]:
-        """Counts, fingerprints and everything left out or repaired, by name, as plain JSON values."""
+        """Counts, fingerprints and everything left out or repaired, as plain JSON values.
+
+        Damaged photos are named, but those of a sealed split only counted: their names tell their classes.
+        """
         return {
             # test's classes are its labels, so only its size is told
             "photos": {name: len(split) for name, split in self.splits.items()},
             "classes": {name: class_counts(split) for name, split in self.splits.items() if not split.sealed},
             "fingerprints": {name: self.fingerprint(name) for name in self.splits},
-            "damaged": [asdict(damage) for damage in self.damage],
+            "damaged": [self._describe_damage(damage) for damage in self.damage],
             "ignored": list(self.ignored),
         }
+
+    def _describe_damage(self, damage: Damage) -> dict[str, Any]:
+        if not self.splits[damage.split].sealed:
+            return asdict(damage)
+        counts = {"truncated": len(damage.truncated), "undecodable": len(damage.undecodable)}
+        return {"split": damage.split, **counts}
 
 
 def look_at_photos(

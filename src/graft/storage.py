@@ -37,5 +37,5 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomic(path, text.encode())
+    r"""Write UTF-8 text atomically; a byte of a file name that is not UTF-8 becomes an escape such as \udce9."""
+    write_atomic(path, text.encode(errors="backslashreplace"))

@@ -17,8 +17,6 @@ from graft.errors import GraftError
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
-RESUMABLE = "stopped; the same command with the same run_dir goes on from here"
-
 
 @contextmanager
 def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
@@ -59,28 +57,33 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def plain_errors(record_in: Path | None = None) -> Iterator[None]:
+def plain_errors(run_dir: Path | None = None, *, in_sweep: bool = False) -> Iterator[None]:
     """What a person can mend ends the program with one line, and so does Ctrl-C; no traceback.
 
     Args:
-        record_in: directory of a run that is part of a sweep: the error is kept there and the sweep goes on.
+        run_dir: of the run, where there is one.
+        in_sweep: the error is kept in the run directory, and the sweep goes on.
     """
     try:
         yield
     except GraftError as error:
         say(f"error: {error}")
-        if record_in is None:
+        if run_dir is None or not in_sweep:
             sys.exit(2)
         from graft.artifacts import record_failure
 
-        record_failure(record_in, str(error))
+        record_failure(run_dir, str(error))
     except KeyboardInterrupt:
-        say(RESUMABLE)
+        say(_resumable(run_dir))
         sys.exit(130)
     except SystemExit as stop:
         if stop.code in (130, 143):
-            say(RESUMABLE)
+            say(_resumable(run_dir))
         raise
+
+
+def _resumable(run_dir: Path | None) -> str:
+    return f"stopped; the same command with run_dir={run_dir} goes on from here" if run_dir else "stopped"
 
 
 def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool) -> None:
@@ -136,8 +139,12 @@ def _figures(metrics: Mapping[str, float], split: str) -> list[str]:
 def _sweep_rows(sweep_dir: Path) -> Iterator[tuple[float, int, list[str]]]:
     from graft.artifacts import read_state
 
-    for run in sorted(path for path in sweep_dir.iterdir() if path.name.isdigit()):
-        overrides = _overrides(run)
+    runs = sorted(path for path in sweep_dir.iterdir() if path.name.isdigit())
+    given = {run: _overrides(run) for run in runs}
+    # What all members share tells none from another.
+    shared = set.intersection(*map(set, given.values())) if len(runs) > 1 else set()
+    for run in runs:
+        overrides = " ".join(line for line in given[run] if line not in shared)
         try:
             metrics = json.loads((run / "metrics.json").read_text())
         except (OSError, ValueError):
@@ -151,9 +158,9 @@ def _sweep_rows(sweep_dir: Path) -> Iterator[tuple[float, int, list[str]]]:
         ]  # fmt: skip
 
 
-def _overrides(run: Path) -> str:
+def _overrides(run: Path) -> list[str]:
     try:
         listed = json.loads((run / "overrides.json").read_text())
     except (OSError, ValueError):
-        return ""
-    return " ".join(line for line in listed if not line.startswith("run_dir="))
+        return []
+    return [line for line in listed if not line.startswith("run_dir=")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from graft.images import View
 
+VIEW_VERSION = 1  # raised whenever `random_view` gives other crops: cached features name it
 SCALE = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 
@@ -56,6 +58,20 @@ def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     Returns:
         float32 [B, 3, S, S], (pixel / 255 - mean) / std.
     """
-    scale = images.new_tensor([1 / (255 * value) for value in std], dtype=torch.float32)
-    shift = images.new_tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
+    # A trace that made them and its check that finds them would differ, so tracing makes its own.
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    constants = _scale_and_shift.__wrapped__ if tracing else _scale_and_shift
+    scale, shift = constants(tuple(mean), tuple(std), images.device)
     return (images.float() * scale - shift).permute(0, 3, 1, 2)
+
+
+# Kept, because bringing them to a GPU anew would make every batch wait for the one before.
+@lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # What is made in inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        scale = torch.empty(0, device=device).new_tensor([1 / (255 * value) for value in std])
+        shift = scale.new_tensor([m / s for m, s in zip(mean, std, strict=True)])
+    return scale, shift

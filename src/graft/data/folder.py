@@ -63,7 +63,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Folder:
-    """The splits found below a root; `test` is None where there is none."""
+    """The splits found below a root; `test` is None where there is none.
+
+    `ignored` are files in class folders that are no photos, and photos beside the class folders, relative to
+    their split.
+    """
 
     root: Path
     class_names: tuple[str, ...]
@@ -85,7 +89,7 @@ def scan(root: Path, hint: str = "") -> Folder:
         hint: what to tell a person when `root` is not there.
 
     Raises:
-        DataError: the root, train/ or valid/ is missing, or a split has no photos.
+        DataError: the root, train/ or valid/ is missing, a split has no photos, or there are not two classes.
     """
     if not root.is_dir():
         raise DataError(f"data.root={root} is not there; {hint or 'give data.root=PATH of a folder'}")
@@ -106,6 +110,8 @@ def scan(root: Path, hint: str = "") -> Folder:
             raise DataError(
                 f"{split.directory} has no photos; accepted are {', '.join(sorted(SUFFIXES))} in class folders"
             )
+    if len(class_names) < 2:
+        raise DataError(f"data.root={root}: one class ({class_names[0]}); accepted is at least two")
     ignored = tuple(file for _, _, others in found.values() for file in others)
     return Folder(root, class_names, splits["train"], splits["valid"], splits.get("test"), ignored)
 
@@ -150,10 +156,11 @@ def _valid_directory(root: Path) -> Path:
 
 
 def _list_split(directory: Path) -> tuple[list[str], list[str], list[str]]:
-    """Class folders, photos (relative, sorted) and files that are no photos."""
-    classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_ignored(entry.name))
+    """Class folders, photos (relative, sorted), and what is ignored: photos of no class and files that are none."""
+    entries = sorted((entry for entry in os.scandir(directory) if not is_ignored(entry.name)), key=lambda e: e.name)
+    classes = [entry.name for entry in entries if entry.is_dir()]
     files: list[str] = []
-    others: list[str] = []
+    others = [e.name for e in entries if e.is_file() and Path(e.name).suffix.lower() in SUFFIXES]
     for name in classes:
         for entry in sorted(_walk(directory / name, name)):
             # A link that leads nowhere, or to a folder, may be called .jpg too.

@@ -80,13 +80,12 @@ class ResumableLoader(DataLoader[Batch]):
     epoch at its first photo and never shows the last ones.
     """
 
-    def __init__(self, source: Source, order: EpochOrder, *, workers: int, pin_memory: bool = False) -> None:
+    def __init__(self, source: Source, order: EpochOrder, *, workers: int) -> None:
         super().__init__(
             source,  # type: ignore[arg-type]  # torch declares Dataset a class; it only needs these methods
             batch_sampler=order,
             num_workers=workers,
             collate_fn=_as_it_is,
-            pin_memory=pin_memory,
             worker_init_fn=_leave_stopping_to_the_parent,
         )
         self.order = order

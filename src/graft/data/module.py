@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from graft.data.folder import Split
 from graft.data.loader import Batch, EpochOrder, Place, ResumableLoader, Source
+from graft.environment import available_cores
 from graft.images import InputSpec, render
 from graft.transforms import random_view
 
@@ -119,10 +118,14 @@ def inverse_frequency(labels: NDArray[np.int64], num_classes: int) -> NDArray[np
 
 def default_workers(workers: int | None) -> int:
     """The number asked for, or one per core this process may use."""
-    return len(os.sched_getaffinity(0)) if workers is None else workers
+    return available_cores() if workers is None else workers
 
 
 def class_counts(split: Split) -> dict[str, int]:
-    """Photos per class, every class named."""
-    counts = Counter(file.partition("/")[0] for file in split.files)
-    return {name: counts[name] for name in split.class_names}
+    """Photos per class, every class named.
+
+    Raises:
+        DataError: the split is sealed.
+    """
+    counts = np.bincount(split.labels(), minlength=len(split.class_names))
+    return dict(zip(split.class_names, counts.tolist(), strict=True))

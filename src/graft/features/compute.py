@@ -13,10 +13,11 @@ from torch import nn
 
 from graft.data.folder import Digests
 from graft.features.cache import Space, evict
-from graft.features.engines import Engine, Normalised, Receive, make_engine, resolve
+from graft.features.engines import Engine, Normalised, Pixels, Receive, Vectors, make_engine, resolve
 from graft.features.extract import Extracted, Job, Progress, extract
 from graft.images import PIXELS_VERSION, InputSpec
 from graft.model import feature_width, fingerprint
+from graft.transforms import VIEW_VERSION
 
 # bf16 has 8 bits of mantissa and float16 has 11: nothing is lost by storing half as much.
 STORED_AS = {"fp32": "float32", "bf16": "float16"}
@@ -34,6 +35,7 @@ class Backbone:
         precision: auto, fp32 or bf16.
         device: cpu or cuda.
         batch_size: images per call.
+        fingerprint: of the module's weights; None has them hashed.
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class Backbone:
     precision: str
     device: str
     batch_size: int
+    fingerprint: str | None = None
 
 
 class FeatureCache:
@@ -57,8 +60,9 @@ class FeatureCache:
     def __init__(self, directory: Path, backbone: Backbone, *, workers: int) -> None:
         self.directory, self.backbone, self.workers = directory, backbone, workers
         self.engine, self.precision = resolve(backbone.engine, backbone.precision, backbone.device)
-        self._weights = fingerprint(backbone.module)
+        self._weights = backbone.fingerprint or fingerprint(backbone.module)
         self._spaces: set[str] = set()
+        self._engine: Engine | None = None
 
     def plain(self, paths: Sequence[Path], digests: Digests, progress: Progress) -> Extracted:
         """The plain view of every photo, in their order."""
@@ -97,9 +101,17 @@ class FeatureCache:
             "precision": self.precision,
             "view": "plain" if view_seed is None else list(view_seed),
         }
+        if view_seed is not None:
+            describe["view_version"] = VIEW_VERSION
         return Space(self.directory, describe, feature_width(b.module), STORED_AS[self.precision])
 
     def _make(self, receive: Receive) -> Engine:
+        # Made once: OpenVINO takes seconds to convert a network, and there is a pass for every view.
+        if self._engine is None:
+            self._engine = self._build()
+        return _OnePass(self._engine, receive)
+
+    def _build(self) -> Engine:
         b = self.backbone
         return make_engine(
             Normalised(b.module, b.spec.mean, b.spec.std).eval(),
@@ -108,8 +120,26 @@ class FeatureCache:
             device=b.device,
             batch_size=b.batch_size,
             image_size=b.spec.image_size,
-            receive=receive,
+            receive=_hand_over,
         )
+
+
+class _OnePass:
+    """A shared engine for one pass: a batch carries its receiver, so that none reaches another pass."""
+
+    def __init__(self, engine: Engine, receive: Receive) -> None:
+        self._engine, self._receive = engine, receive
+
+    def submit(self, pixels: Pixels, tag: Any) -> None:
+        self._engine.submit(pixels, (self._receive, tag))
+
+    def finish(self) -> None:
+        self._engine.finish()
+
+
+def _hand_over(tag: tuple[Receive, Any], vectors: Vectors) -> None:
+    receive, own = tag
+    receive(own, vectors)
 
 
 def inspect(paths: Sequence[Path], digests: Digests, directory: Path, *, workers: int, progress: Progress) -> Extracted:

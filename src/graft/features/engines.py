@@ -38,10 +38,12 @@ class Normalised(nn.Module):
     def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.backbone, self.mean, self.std = backbone, tuple(mean), tuple(std)
+        self.dtype = torch.float32  # of what the backbone is given
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, S, S, 3] -> float32 [B, D]."""
-        features: torch.Tensor = self.backbone(normalise(images, self.mean, self.std))
+        """uint8 [B, S, S, 3] -> [B, D] of the backbone's dtype."""
+        normalised = normalise(images, self.mean, self.std)
+        features: torch.Tensor = self.backbone(normalised.to(self.dtype))
         return features
 
 
@@ -119,8 +121,11 @@ class TorchEngine:
         self._network = Normalised(fold_batchnorm(network.backbone), network.mean, network.std)
         self._network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._device, self._receive = torch.device(device), receive
-        self._autocast = precision == "bf16"
-        self._running: tuple[Any, torch.Tensor] | None = None
+        self._autocast = precision == "bf16" and self._device.type == "cpu"
+        if precision == "bf16" and not self._autocast:
+            # Autocast would bring the weights to bf16 again for every batch.
+            self._network.to(torch.bfloat16).dtype = torch.bfloat16
+        self._running: tuple[Any, torch.Tensor, torch.cuda.Event | None] | None = None
 
     def submit(self, pixels: Pixels, tag: Any) -> None:
         """See `Engine`."""
@@ -128,20 +133,34 @@ class TorchEngine:
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
         with torch.inference_mode(), self._precision():
-            vectors = self._network(images).float()
-        # The batch before is fetched only now, so that the GPU has work while this thread waits for it.
+            vectors, done = self._fetch(self._network(images).float())
+        # The batch before is waited for only now, so that the GPU has work meanwhile.
         self._deliver()
-        self._running = (tag, vectors)
+        self._running = (tag, vectors, done)
 
     def finish(self) -> None:
         """See `Engine`."""
         self._deliver()
 
+    def _fetch(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """The vectors on the CPU, there once the event has happened."""
+        if self._device.type == "cpu":
+            return vectors, None
+        here = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+        here.copy_(vectors, non_blocking=True)
+        # An event of this batch: to wait for the stream would be to wait for the next batch too.
+        # A blocking one sleeps, where others spin on a core that could decode.
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()
+        return here, done
+
     def _deliver(self) -> None:
         if self._running is not None:
-            tag, vectors = self._running
+            tag, vectors, done = self._running
             self._running = None
-            self._receive(tag, vectors.cpu().numpy())
+            if done is not None:
+                done.synchronize()
+            self._receive(tag, vectors.numpy())
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext()

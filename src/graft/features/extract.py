@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from graft.data.folder import Digests
@@ -17,6 +19,7 @@ from graft.errors import ConfigError, WeightsError
 from graft.features.cache import OK, TRUNCATED, UNDECODABLE, Space, Table
 from graft.features.engines import Engine, Pixels, Receive, Vectors
 from graft.images import ImageError, InputSpec, render
+from graft.terminal import say
 from graft.transforms import random_view
 
 SHARD_ROWS = 1024
@@ -76,7 +79,7 @@ def extract(job: Job, space: Space, make: Callable[[Receive], Engine], progress:
         ConfigError: the vectors are too large or too small for the dtype of the space.
         WeightsError: the vectors are not finite.
     """
-    with space.lock():
+    with _alone(space.lock()):
         table = space.read()
         _, first = np.unique(job.digests, return_index=True)
         unique = np.sort(first)
@@ -86,6 +89,20 @@ def extract(job: Job, space: Space, make: Callable[[Receive], Engine], progress:
             _compute(job, missing, space, make, progress)
             table = space.read()
     return Extracted(table, table.rows(job.digests), len(missing), len(unique) - len(missing))
+
+
+@contextmanager
+def _alone(lock: FileLock) -> Iterator[None]:
+    """Hold the lock; says so when another process has it, for it may compute for an hour."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another process computes these features; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _compute(
