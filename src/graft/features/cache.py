@@ -2,8 +2,8 @@
 
 A shard is one .npy file of records (key, status, feature), written under another name and renamed,
 so it exists whole or not at all. A key is the content hash of a photo: the same photo is computed
-once, wherever it lies, and a changed one is another photo. What other hands damage is found when it
-is read, removed, and computed again.
+once, wherever it lies, and a changed one is another photo. A shard that other hands cut short is found
+when it is read, removed, and computed again; bits that flip inside of one are not.
 """
 
 from __future__ import annotations
