@@ -177,7 +177,7 @@ def test_a_key_that_hydra_let_pass_is_refused() -> None:
 
 
 def test_interpolations_are_resolved_and_their_values_checked() -> None:
-    assert composed("data.root=photos", "trainer.max_epochs=${data.batch_size}").trainer.max_epochs == 64
+    assert composed("data.root=photos", "trainer.max_epochs=${data.batch_size}").trainer.max_epochs == 128
     with pytest.raises(ConfigError, match=r"optim\.lr=0\.0: accepted is a number above 0"):
         composed("data.root=photos", "optim.lr=${optim.weight_decay}")
 

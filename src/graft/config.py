@@ -138,7 +138,9 @@ class DataConfig:
     batch_size: int = knob(128, "images per optimiser step", least=1)
     on_corrupt: OnCorrupt = knob(OnCorrupt.repair, "truncated photos are padded, undecodable ones left out")
     balance: Balance = knob(Balance.none, "sampler: draw classes equally often; loss: weight them")
-    augment: bool = knob(True, "random crop and flip where training reads images (not features)")
+    augment: bool = knob(
+        True, "random crop and flip in training on images; for cached features: features.views"
+    )
     workers: int | None = knob(None, "decoding threads or processes; null: one per core", least=0)
     demo_per_class: int = knob(100, "data=demo: training images per class", least=1)
 
@@ -174,14 +176,14 @@ class OptimConfig:
 class FeaturesConfig:
     """The feature cache: a frozen backbone is computed once per photo."""
 
-    enabled: bool = knob(True, "off: the backbone runs on every image in every epoch")
+    enabled: bool = knob(True, "false: the backbone runs on every image in every epoch")
     views: int = knob(0, "seeded augmented views of each training photo beside the plain one", least=0)
     plain: bool = knob(True, "train on the plain view too; false leaves only the augmented ones")
     engine: Engine = knob(Engine.auto, "auto: torch on a GPU, openvino on a CPU")
     precision: Precision = knob(Precision.auto, "auto: bf16 where the processor has it, else fp32")
-    batch_size: int = knob(16, "images per call of the engine", least=1)
+    batch_size: int = knob(16, "images per call of the engine: speed and memory, not training", least=1)
     cache_dir: str = knob("cache", "where features are kept, shared by all runs")
-    max_gb: float = knob(20.0, "the least recently used features go beyond this size", above=0)
+    max_gb: float = knob(20.0, "size limit; above it the least recently used features are deleted", above=0)
 
 
 @dataclass
@@ -216,7 +218,7 @@ class Config:
     """The whole configuration of a run; one field per directory of conf/."""
 
     # Lightning's seed_everything takes 32 bits.
-    seed: int = knob(0, "of initialisation, order and augmentation", least=0, most=2**32 - 1)
+    seed: int = knob(0, "random seed of initialisation, order and augmentation", least=0, most=2**32 - 1)
     run_dir: str = knob(MISSING, "where the run is written; the same directory resumes it")
     overrides_from: str | None = knob(None, "a list of overrides, or a run's config.yaml; the command line wins")
     data: DataConfig = field(default_factory=DataConfig)

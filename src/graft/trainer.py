@@ -102,7 +102,7 @@ def evaluate_splits(
 
 
 def flat_metrics(evaluations: dict[str, Evaluation], openings: int, photos: Photos) -> dict[str, float]:
-    """`split/name` -> number, and what it took to compute the features; times come last."""
+    """`split/name` -> number, and what it took to compute the features; `train` adds the times."""
     metrics = {f"{split}/{name}": value for split, e in evaluations.items() for name, value in e.metrics.items()}
     if openings:
         metrics["test/openings"] = openings
