@@ -138,9 +138,7 @@ class DataConfig:
     batch_size: int = knob(128, "images per optimiser step", least=1)
     on_corrupt: OnCorrupt = knob(OnCorrupt.repair, "truncated photos are padded, undecodable ones left out")
     balance: Balance = knob(Balance.none, "sampler: draw classes equally often; loss: weight them")
-    augment: bool = knob(
-        True, "random crop and flip in training on images; for cached features: features.views"
-    )
+    augment: bool = knob(True, "random crop and flip in training on images; for cached features: features.views")
     workers: int | None = knob(None, "decoding threads or processes; null: one per core", least=0)
     demo_per_class: int = knob(100, "data=demo: training images per class", least=1)
 
