@@ -66,8 +66,20 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hub = home / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     for name, file in WEIGHTS.items():
-        torch.save(models.get_model(name, num_classes=1000).state_dict(), hub / file)
+        torch.save(plausible_weights(name), hub / file)
     return home
+
+
+def plausible_weights(name: str) -> dict[str, torch.Tensor]:
+    """Random weights whose BatchNorm statistics are those of noise: without, features of mobilenet_v2 vanish."""
+    model = models.get_model(name, num_classes=1000).train()
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(8, 3, 64, 64))
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return weights
 
 
 def run(command: str, home: Path) -> str:
