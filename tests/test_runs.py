@@ -472,9 +472,8 @@ def test_unfrozen_parts_train_through_the_images(photos: Path, tmp_path: Path, b
     assert (tmp_path / "cache" / "features").exists()  # what the look at the photos found
 
 
-def test_views_are_computed_once_and_shown_in_turn(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def keep_inputs(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The inputs of every training step from now on."""
     inputs: list[torch.Tensor] = []
     step = Classifier.training_step
 
@@ -483,6 +482,13 @@ def test_views_are_computed_once_and_shown_in_turn(
         return step(self, batch, index)
 
     monkeypatch.setattr(Classifier, "training_step", keeping)
+    return inputs
+
+
+def test_views_are_computed_once_and_shown_in_turn(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = keep_inputs(monkeypatch)
     metrics = run(tiny(photos, tmp_path / "two", "features.views=2", "data.batch_size=36")).metrics
     assert (metrics["features/computed"], metrics["features/reused"]) == (60 + 2 * 36, 0)
     distinct = {row.numpy().tobytes() for epoch in inputs for row in epoch}
@@ -494,14 +500,7 @@ def test_views_are_computed_once_and_shown_in_turn(
 def test_without_the_plain_view_only_augmented_ones_train(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs: list[torch.Tensor] = []
-    step = Classifier.training_step
-
-    def keeping(self: Classifier, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
-        inputs.append(batch[0])
-        return step(self, batch, index)
-
-    monkeypatch.setattr(Classifier, "training_step", keeping)
+    inputs = keep_inputs(monkeypatch)
     run(tiny(photos, tmp_path / "run", "features.views=1", "features.plain=false", "data.batch_size=36"))
     distinct = {row.numpy().tobytes() for epoch in inputs for row in epoch}
     assert len(inputs) == 3
