@@ -36,11 +36,16 @@ LENGTHY = (
     "trainer.patience=null",
     "trainer.checkpoint_minutes=0.0005",
 )
-# A shard every 5 s would leave nothing to go on from: the whole look at these photos takes as long.
+# A shard every 5 s would leave nothing to go on from: the whole look at these photos takes as long. And each photo
+# takes at least 10 ms, so that on a fast machine too the look is not over before the kill comes.
 IMPATIENT = """
-import runpy, sys
-import graft.features.extract
-graft.features.extract.SHARD_SECONDS = 0.1
+import runpy, sys, time
+from graft.features import extract
+render = extract.render
+def slowly(*photo):
+    time.sleep(0.01)
+    return render(*photo)
+extract.render, extract.SHARD_SECONDS = slowly, 0.1
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
