@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 def main(tree: DictConfig) -> None:
     """Compose, check, run, print; under -m once per combination."""
     member = sweep_member()
-    with plain_errors(member or Path(tree.run_dir), in_sweep=member is not None):
+    with plain_errors(member or str(tree.run_dir), in_sweep=member is not None):
         config = parse(tree)
         result = launch(config, train)
-        run_table(result.run_dir, result.metrics, toy=result.toy)
+        if result and result.metrics:
+            run_table(result.run_dir, result.metrics, toy=result.toy, remarks=result.remarks)
 
 
 def train(config: Config) -> RunResult:
@@ -53,4 +54,4 @@ if __name__ == "__main__":
     sys.argv[1:] = command.argv
     main()
     if command.multirun:
-        sys.exit(0 if sweep_table(command.run_dir) else 1)
+        sys.exit(0 if sweep_table(Path(command.run_dir)) else 1)

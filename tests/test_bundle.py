@@ -22,6 +22,7 @@ from graft.data.folder import Split, scan
 from graft.errors import GraftError, RunError
 from graft.images import InputSpec
 from graft.model import build_backbone, fingerprint
+from graft.stores import LocalStore
 from tests.composing import ROOT
 from tests.pictures import draw_folder
 from tests.training import run, tiny
@@ -224,7 +225,8 @@ def test_a_folder_without_a_bundle_is_one_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("valid", [2, 16, 17, 40])
 def test_parity_samples_are_sixteen_or_all_there_are(photos: Path, valid: int) -> None:
     files = sorted((photos / "train").rglob("*.*"))[:1] * valid
-    split = Split("valid", photos, tuple(str(f.relative_to(photos)) for f in files), ("train",))
+    names = tuple(str(f.relative_to(photos / "train")) for f in files)
+    split = Split("valid", LocalStore(photos), "train", names, ("class_0",))
     classifier = Classifier("squeezenet1_1", 2, hidden=4).eval()
     assert len(parity_samples(classifier, InputSpec(64, 64), split)) == min(valid, 16)
 
@@ -232,13 +234,13 @@ def test_parity_samples_are_sixteen_or_all_there_are(photos: Path, valid: int) -
 def test_a_large_photo_is_stored_as_its_pixels_and_still_gives_its_logits(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path
 ) -> None:
-    valid = scan(photos).valid
-    sizes = sorted(path.stat().st_size for path in valid.paths())
+    valid = scan(LocalStore(photos)).valid
+    originals = {valid.read(index) for index in range(len(valid))}
+    sizes = sorted(len(data) for data in originals)
     monkeypatch.setattr(graft.bundle, "PARITY_BYTES", sizes[len(sizes) // 2])
     manifest = read_manifest(bundle)
     classifier = Classifier.load_from_checkpoint(bundle.parent / "checkpoints" / "best.ckpt", weights_only=True).eval()
     save_bundle(tmp_path, classifier, manifest, valid)
-    originals = {path.read_bytes() for path in valid.paths()}
     samples = read_parity(tmp_path)
     stored = [sample.data for sample in samples if sample.data not in originals]
     assert 0 < len(stored) < len(samples)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from graft.data.checks import Damage, apply_policy
 from graft.data.folder import Split
 from graft.errors import DataError
+from graft.stores import LocalStore
 
-SPLIT = Split("train", Path("photos/train"), ("a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg"), ("a", "b"))
+SPLIT = Split("train", LocalStore(Path("photos")), "train", ("a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg"), ("a", "b"))
 WHOLE = np.zeros(4, bool)
 SECOND = np.array([False, True, False, False])
 FOURTH = np.array([False, False, False, True])
@@ -40,16 +41,17 @@ def test_error_names_the_photo(truncated: NDArray[np.bool_], undecodable: NDArra
     with pytest.raises(DataError) as caught:
         apply_policy(SPLIT, truncated, undecodable, "error")
     assert str(caught.value) == (
-        f"data.on_corrupt=error and 1 damaged photos in train: photos/train/{name}.jpg; "
+        f"data.on_corrupt=error and 1 damaged photo in train: photos/train/{name}.jpg; "
         "accepted: mend them, or data.on_corrupt=repair or skip"
     )
 
 
 def test_error_names_five_of_many_the_undecodable_first() -> None:
-    split = Split("valid", Path("v"), tuple(f"a/{number}.jpg" for number in range(9)), ("a",))
+    split = Split("valid", LocalStore(Path("p")), "v", tuple(f"a/{number}.jpg" for number in range(9)), ("a",))
     undecodable = np.arange(9) >= 7
     with pytest.raises(
-        DataError, match=r"9 damaged photos in valid: v/a/7.jpg, v/a/8.jpg, v/a/0.jpg, .*v/a/2.jpg, \.\.\.; accepted"
+        DataError,
+        match=r"9 damaged photos in valid: p/v/a/7.jpg, p/v/a/8.jpg, p/v/a/0.jpg, .*p/v/a/2.jpg, \.\.\.; accepted",
     ):
         apply_policy(split, ~undecodable, undecodable, "error")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torchmetrics import Metric
 
 from graft.artifacts import read_parity
 from graft.classifier import Classifier
@@ -19,6 +20,7 @@ from graft.errors import WeightsError
 from graft.fit import fit, quiet_lightning
 from graft.images import InputSpec, render
 from graft.model import build_backbone, fingerprint
+from graft.stores import LocalStore
 from graft.trainer import RunResult
 from tests.pictures import draw_folder
 from tests.training import run, tiny
@@ -46,13 +48,13 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
 
 def pixels(photos: Path) -> torch.Tensor:
     """Three images of each class, uint8 [9, 64, 64, 3]."""
-    split = scan(photos).valid
-    return torch.from_numpy(np.stack([render(path.read_bytes(), SPEC).pixels for path in split.paths()]))
+    split = scan(LocalStore(photos)).valid
+    return torch.from_numpy(np.stack([render(split.read(index), SPEC).pixels for index in range(len(split))]))
 
 
 def train_on_images(photos: Path, folder: Path, **known: Any) -> Classifier:
     """Two epochs of Lightning over the photos themselves."""
-    found = scan(photos)
+    found = scan(LocalStore(photos))
     classifier = Classifier(num_classes=3, hidden=8, lr=0.01, backbone_lr_factor=1.0, **known)
     data = ImageData(found.train, found.valid, spec=SPEC, batch_size=6)
     quiet_lightning()
@@ -197,7 +199,9 @@ def losses(monkeypatch: pytest.MonkeyPatch, **known: Any) -> tuple[torch.Tensor,
     batch = torch.randn(6, 512, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 0, 1, 1, 2])
     loss = classifier.training_step(batch, 0)
     classifier.validation_step(batch, 0)
-    known_losses = {name: value.item() for name, value in logged.items() if name.endswith("/loss")}
+    # A metric gives its value, a loss is one.
+    values = {name: value.compute() if isinstance(value, Metric) else value for name, value in logged.items()}
+    known_losses = {name: value.item() for name, value in values.items() if name.endswith("/loss")}
     return loss.detach(), known_losses, classifier.logits(batch[0]).detach()
 
 

@@ -148,7 +148,7 @@ def test_parse_gives_typed_values_and_defaults() -> None:
         (
             {"data": {"batchsize": 3}},
             "data.batchsize is not a key of the configuration; "
-            "the nearest: data.batch_size, features.batch_size, data.balance",
+            "the nearest: data.batch_size, data.archive, features.batch_size",
         ),
         ({"epochs": 3}, "epochs is not a key of the configuration; the nearest: trainer.max_epochs"),
         ({"data": {"root": "x"}, "optim": {"lr": "fast"}}, "optim.lr: Value 'fast' of type 'str' could not be"),
@@ -156,7 +156,7 @@ def test_parse_gives_typed_values_and_defaults() -> None:
         ({"data": {"root": "${where}"}}, "data.root: Interpolation key 'where' not found"),
         (
             {},
-            "data.root is not set: folder with train/, valid/ (or val/) and test/, one folder per class; "
+            "data.root is not set: folder or s3://BUCKET/PREFIX with train/, valid/ (or val/) and test/; "
             "give data.root=VALUE",
         ),
         ({"data": {"root": "x"}, "optim": {"lr": -1}}, "optim.lr=-1.0: accepted is a number above 0"),

@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,24 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from graft.data.folder import Digests, digest_files
-from graft.errors import ConfigError, GraftError, WeightsError
+from graft import shards as shards_module
+from graft.data.digests import UNKNOWN, DigestIndex, Digests, digest
+from graft.data.folder import PhotoList, Split
+from graft.errors import ConfigError, DataError, GraftError, WeightsError
 from graft.features import __main__ as command
 from graft.features import cache as cache_module
 from graft.features import compute as compute_module
-from graft.features import extract as extract_module
+from graft.features import decode as decode_module
+from graft.features import writer as writer_module
 from graft.features.cache import OK, TRUNCATED, UNDECODABLE, Space, Table, evict, remove, usage
-from graft.features.compute import Backbone, FeatureCache, inspect
+from graft.features.compute import Backbone, FeatureCache, inspect, known_digests
+from graft.features.decode import Reading
 from graft.features.engines import Engine, Pixels, Receive, make_engine
 from graft.features.extract import Extracted, Job, extract
 from graft.features.source import FeatureSource
 from graft.images import IMAGENET_MEAN, InputSpec, render
 from graft.model import fingerprint
+from graft.stores import LocalStore
 from graft.transforms import VIEW_VERSION
 from tests.backbones import WIDTH, tiny_backbone
 from tests.pictures import draw, spoil, truncate, write
@@ -65,7 +72,8 @@ def fill(space: Space, *numbers: int) -> None:
 
 def read(space: Space) -> Table:
     with space.lock():
-        return space.read()
+        space.tidy()
+        return space.table()
 
 
 def shards(space: Space) -> list[Path]:
@@ -166,7 +174,7 @@ class TestShards:
         assert np.array_equal(table.features(table.rows(keys_of(15))), [[15, 15.25, -15]])
         assert not torn.exists()
         said = capsys.readouterr().err
-        assert said == f"{torn} is damaged and was removed; its features are computed again\n"
+        assert said == f"{torn} is damaged and was removed; what it held is computed again\n"
 
     def test_a_file_that_is_no_shard_of_this_space_is_removed(self, tmp_path: Path) -> None:
         space = space_in(tmp_path)
@@ -178,7 +186,7 @@ class TestShards:
 
     def test_small_shards_are_joined_in_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         space = space_in(tmp_path)
-        for number in range(cache_module.JOIN_FROM):
+        for number in range(shards_module.JOIN_FROM):
             fill(space, 2 * number, 2 * number + 1)
         before = read(space)
         rows = before.rows(keys_of(*range(32)))
@@ -188,8 +196,8 @@ class TestShards:
         assert before.status(rows).tolist() == [n % 3 for n in range(32)]
         # what is large enough stays as it is, and a table that is open reads on
         [large] = shards(space)
-        monkeypatch.setattr(cache_module, "JOINED_BYTES", large.stat().st_size)
-        for number in range(32, 32 + cache_module.JOIN_FROM):
+        monkeypatch.setattr(shards_module, "JOINED_BYTES", large.stat().st_size)
+        for number in range(32, 32 + shards_module.JOIN_FROM):
             fill(space, number)
         after = read(space)
         assert large in shards(space)
@@ -291,7 +299,8 @@ class TestEviction:
         shutil.rmtree(spaces[0].path)
         with lock:
             assert not remove(tmp_path, spaces[0].key)
-            assert spaces[0].read().rows(keys_of(1)).tolist() == [-1]
+            spaces[0].tidy()
+            assert spaces[0].table().rows(keys_of(1)).tolist() == [-1]
 
 
 class Corners:
@@ -340,8 +349,30 @@ class Counted:
         return self.engines[-1]
 
 
+def listed(paths: Sequence[Path], store: LocalStore | None = None, tags: Sequence[bytes] | None = None) -> PhotoList:
+    """Photos in the order given, in a store whose root is the root of all paths unless another one is given."""
+    store = store or LocalStore(Path("/"))
+    names = tuple(str(path.relative_to(store.root)) for path in paths)
+    known = None if tags is None else np.array(tags, "S56")
+    return PhotoList([Split("train", store, ".", names, (), known)])
+
+
+def unknown(count: int) -> Digests:
+    return np.full(count, UNKNOWN, "S16")
+
+
+def digests_of(paths: Sequence[Path]) -> Digests:
+    return np.array([digest(path.read_bytes()) for path in paths], "S16")
+
+
 def job_of(paths: Sequence[Path], *, view: tuple[int, ...] | None = None, workers: int = 2) -> Job:
-    return Job(paths, digest_files(paths, 1), SPEC, view, BATCH, workers)
+    """Nothing is known of the photos before they are read."""
+    return Job(listed(paths), unknown(len(paths)), SPEC, view, BATCH, workers)
+
+
+def known_job_of(paths: Sequence[Path]) -> Job:
+    """The content hashes of the photos are known, so that only what is missing is read."""
+    return replace(job_of(paths), digests=digests_of(paths))
 
 
 def run(job: Job, space: Space, **settings: Any) -> tuple[Extracted, Counted]:
@@ -413,7 +444,11 @@ class TestExtract:
         _, counted = run(job_of(photos, workers=1), space_in(tmp_path))
         assert counted.done == [0, 4, 4, 3]  # in order: a bar and a shard's age mean something
         _, counted = run(job_of(photos), space_in(tmp_path))
+        assert counted.done == [0, 4, 4, 3]  # read, to find that they are there
+        _, counted = run(known_job_of(photos), space_in(tmp_path))
         assert counted.done == [11]
+        _, counted = run(known_job_of([*photos, *photos]), space_in(tmp_path / "other"))
+        assert counted.done == [11, 4, 4, 3]
 
     def test_damaged_photos_have_a_status(self, tmp_path: Path, photos: list[Path]) -> None:
         truncate(photos[2])
@@ -443,7 +478,7 @@ class TestExtract:
     def test_a_shard_holds_so_many_rows(
         self, tmp_path: Path, photos: list[Path], rows: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(extract_module, "SHARD_ROWS", rows)
+        monkeypatch.setattr(writer_module, "SHARD_ROWS", rows)
         extracted, _ = run(job_of(photos), space_in(tmp_path))
         assert sorted(len(shard) for shard in extracted.table.shards) == {4: [3, 4, 4], 5: [3, 8], 1024: [11]}[rows]
 
@@ -468,7 +503,7 @@ class TestExtract:
             return item
 
         with ThreadPoolExecutor(1) as pool:
-            results = extract_module._ahead(pool, work, range(10), 3)
+            results = decode_module.ahead(pool, work, range(10), 3)
             assert next(results) == 0
             pool.submit(int).result()  # everything that was asked for is done
             assert started == [0, 1, 2]
@@ -500,7 +535,224 @@ class TestExtract:
 
     @pytest.mark.parametrize("value", [6e4, 1e-4, 0])
     def test_vectors_that_float16_holds_are_stored(self, tmp_path: Path, value: float) -> None:
-        extract_module._check_stored(np.full((2, 3), value, np.float32), space_in(tmp_path, dtype="float16"))
+        writer_module._check_stored(np.full((2, 3), value, np.float32), space_in(tmp_path, dtype="float16"))
+
+
+class Watched(LocalStore):
+    """Reads photos, remembers which, and may take its time or fail."""
+
+    def __init__(self, root: Path, *, readers: int = 1, seconds: float = 0, broken: str = "") -> None:
+        super().__init__(root, readers)
+        self.__dict__.update(seconds=seconds, broken=broken, names=[], running=0, most=0, lock=threading.Lock())
+
+    seconds: float
+    broken: str
+    names: list[str]
+    running: int
+    most: int
+    lock: threading.Lock
+
+    def read(self, name: str, tag: bytes = b"") -> bytes:
+        with self.lock:
+            self.names.append(Path(name).name)
+            self.__dict__["running"] += 1
+            self.__dict__["most"] = max(self.most, self.running)
+        time.sleep(self.seconds * (1 + len(self.names) % 3))
+        with self.lock:
+            self.__dict__["running"] -= 1
+        if self.broken and name.endswith(self.broken):
+            raise DataError(f"{name} cannot be read: the wire was cut")
+        return super().read(name, tag)
+
+
+class TestIndexed:
+    """A pass with an index of content hashes; the tag of a photo is made up by the test."""
+
+    @staticmethod
+    def run(
+        tmp_path: Path, paths: Sequence[Path], tags: Sequence[bytes], name: str = "corners"
+    ) -> tuple[Extracted, list[str]]:
+        """The result and the names of the photos that were read."""
+        store, index = Watched(paths[0].parent), DigestIndex(tmp_path / "cache")
+        photos = listed(paths, store, tags)
+        job = replace(job_of(paths), photos=photos, digests=known_digests(photos, index), index=index)
+        return run(job, space_in(tmp_path / "features", name))[0], sorted(store.names)
+
+    @pytest.fixture
+    def tags(self) -> list[bytes]:
+        return [b"tag %d" % number for number in range(11)]
+
+    def test_a_photo_of_known_tag_is_not_read_again(
+        self, tmp_path: Path, photos: list[Path], tags: list[bytes]
+    ) -> None:
+        first, names = self.run(tmp_path, photos, tags)
+        assert names == [path.name for path in photos]
+        assert first.digests.tolist() == digests_of(photos).tolist()
+        again, names = self.run(tmp_path, photos, tags)
+        assert (names, again.computed, again.reused) == ([], 0, 11)
+        assert again.digests.tolist() == first.digests.tolist()
+        assert np.array_equal(vectors(again), vectors(first))
+
+    def test_a_changed_photo_is_read_and_no_other(self, tmp_path: Path, photos: list[Path], tags: list[bytes]) -> None:
+        first, _ = self.run(tmp_path, photos, tags)
+        write(photos[3], draw(5, np.random.default_rng(9), 40))
+        tags[3], tags[8] = b"changed", b"touched"
+        second, names = self.run(tmp_path, photos, tags)
+        assert names == ["003.jpg", "008.jpg"]
+        assert (second.computed, second.reused) == (1, 10)
+        assert second.digests.tolist() == digests_of(photos).tolist()
+        changed = (vectors(first) != vectors(second)).any(axis=1)
+        assert changed.tolist() == [number == 3 for number in range(11)]
+        assert self.run(tmp_path, photos, tags)[1] == []
+
+    def test_a_photo_without_a_tag_is_read_every_time(
+        self, tmp_path: Path, photos: list[Path], tags: list[bytes]
+    ) -> None:
+        tags[2] = tags[5] = b""
+        self.run(tmp_path, photos, tags)
+        write(photos[5], draw(5, np.random.default_rng(9), 40))
+        second, names = self.run(tmp_path, photos, tags)
+        assert (names, second.computed) == (["002.jpg", "005.jpg"], 1)
+
+    def test_where_vectors_are_missing_each_content_is_read_once(
+        self, tmp_path: Path, photos: list[Path], tags: list[bytes]
+    ) -> None:
+        copies = [Path(shutil.copy(path, path.with_name(f"copy of {path.name}"))) for path in photos[:5]]
+        every, all_tags = [*photos, *copies], [*tags, *(b"copy %d" % number for number in range(5))]
+        first, names = self.run(tmp_path, every, all_tags)
+        assert (len(names), first.computed, first.reused) == (16, 11, 0)  # unknown copies are computed once
+        other, names = self.run(tmp_path, every, all_tags, name="other")
+        assert (len(names), other.computed) == (11, 11)  # known ones are read once
+        assert np.array_equal(vectors(other), vectors(first))
+        assert np.array_equal(vectors(other)[11:], vectors(other)[:5])
+        assert len(np.unique(other.rows)) == 11
+
+    def test_each_file_is_noted_once(self, tmp_path: Path, photos: list[Path], tags: list[bytes]) -> None:
+        for name in "abc":
+            self.run(tmp_path, photos, tags, name=name)
+        noted = [np.load(path)["tag"].tolist() for path in (tmp_path / "cache" / "digests").glob("*.npy")]
+        assert sorted(chain(*noted)) == sorted(tags)
+
+    def test_a_copy_that_is_changed_while_photos_are_read_is_an_error(
+        self, tmp_path: Path, photos: list[Path], tags: list[bytes]
+    ) -> None:
+        """The copy that was read is another photo now, so nobody computed the one that was not."""
+        shutil.copy(photos[3], photos[7])
+        self.run(tmp_path, photos, tags)
+        write(photos[3], draw(5, np.random.default_rng(9), 40))
+        with pytest.raises(DataError, match=r"/007.jpg or a copy of it was changed while photos were read"):
+            self.run(tmp_path, photos, tags, name="other")
+        tags[3] = b"changed"
+        found, _ = self.run(tmp_path, photos, tags, name="other")
+        expected = vectors_of(np.stack([render(path.read_bytes(), SPEC).pixels for path in photos]))
+        assert np.array_equal(vectors(found), expected)
+
+    def test_real_tags_of_a_folder_do_the_same(
+        self, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: now() + 60 * 10**9)
+        read: list[list[str]] = []
+        for _ in range(3):
+            tags = LocalStore(photos[0].parent).list("").tags.tolist()
+            read.append(self.run(tmp_path, photos, tags)[1])
+            if len(read) == 2:
+                time.sleep(0.02)
+                write(photos[4], draw(5, np.random.default_rng(9), 40))
+        assert read == [[path.name for path in photos], [], ["004.jpg"]]
+
+
+class TestReading:
+    def portions(self, count: int, size: int = BATCH) -> list[NDArray[np.intp]]:
+        return [np.arange(at, min(at + size, count)) for at in range(0, count, size)]
+
+    def test_from_a_disk_photos_are_read_when_they_are_asked_for(self, tmp_path: Path, photos: list[Path]) -> None:
+        store = Watched(tmp_path)
+        with Reading(listed(photos, store), self.portions(11)) as reading:
+            assert store.names == []
+            assert reading.contents(1) == [path.read_bytes() for path in photos[4:8]]
+            assert store.names == [path.name for path in photos[4:8]]
+
+    def test_from_afar_they_come_in_order_some_portions_ahead(self, tmp_path: Path) -> None:
+        photos = draw_photos(tmp_path / "photos", 60, size=9)
+        store = Watched(tmp_path, readers=8, seconds=0.002)
+        with Reading(listed(photos, store), self.portions(60)) as reading:
+            for number in range(15):
+                expected = [path.read_bytes() for path in photos[4 * number : 4 * number + 4]]
+                assert reading.contents(number) == expected
+                # 16 photos, two for every reader, are on their way beside the portion that was asked for
+                begun, end = min(4 * (number + 1) + 16, 60), time.monotonic() + 10
+                while len(store.names) < begun and time.monotonic() < end:
+                    time.sleep(0.001)
+                assert len(store.names) == begun
+        assert sorted(store.names) == [path.name for path in photos]
+        assert 4 <= store.most <= 8
+
+    def test_portions_may_be_asked_for_out_of_order(self, tmp_path: Path) -> None:
+        photos = draw_photos(tmp_path / "photos", 30, size=9)
+        with Reading(listed(photos, Watched(tmp_path, readers=2)), self.portions(30)) as reading:
+            for number in (1, 0, 5, 2, 7, 6, 4, 3):
+                assert reading.contents(number) == [path.read_bytes() for path in photos[4 * number : 4 * number + 4]]
+
+    @pytest.mark.parametrize("workers", [1, 4])
+    def test_a_pass_gives_the_same_and_bounds_what_is_in_flight(self, tmp_path: Path, workers: int) -> None:
+        photos = draw_photos(tmp_path / "photos", 100, size=33)
+        near, _ = run(job_of(photos), space_in(tmp_path / "near"))
+        store, far = Watched(tmp_path, readers=8, seconds=0.001), space_in(tmp_path / "far")
+        taken: list[int] = []
+
+        class Slow(Corners):
+            def submit(self, pixels: Pixels, tag: Any) -> None:
+                time.sleep(0.005)  # so that reading could run away
+                taken.append(len(store.names) - 4 * len(taken))
+                super().submit(pixels, tag)
+
+        job = replace(job_of(photos, workers=workers), photos=listed(photos, store))
+        found = extract(job, far, Slow, lambda count: None)
+        assert np.array_equal(vectors(found), vectors(near))
+        assert found.digests.tolist() == digests_of(photos).tolist()
+        assert sorted(store.names) == [path.name for path in photos]
+        # batches decoded ahead, and for the last of them what is read ahead
+        assert max(taken) <= 4 * 2 * workers + 4 + 16
+        assert len(taken) == 25
+        assert store.most <= 8
+
+    @pytest.mark.parametrize("readers", [1, 8])
+    def test_a_photo_that_cannot_be_read_ends_the_pass_and_leaves_a_valid_cache(
+        self, tmp_path: Path, readers: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(writer_module, "SHARD_SECONDS", 0)
+        photos = draw_photos(tmp_path / "photos", 60, size=33)
+        store, space = (
+            Watched(tmp_path, readers=readers, seconds=0.01, broken="042.jpg"),
+            space_in(tmp_path / "features"),
+        )
+        index, tags = DigestIndex(tmp_path), [b"%d" % number for number in range(60)]
+        job = replace(job_of(photos), photos=listed(photos, store, tags), index=index)
+        with pytest.raises(DataError, match=r"photos/042.jpg cannot be read: the wire was cut"):
+            run(job, space)
+        threads = {thread.name.split("_")[0] for thread in threading.enumerate()}
+        assert not threads & {"read", "decode"}
+        assert len(store.names) < 60 + 1
+        whole = listed(photos, Watched(tmp_path, readers=readers), tags)
+        known = index.look_up(whole.tags)
+        # ten batches came before the one that failed; the engine had the last of them
+        assert (known != UNKNOWN).sum() == 40
+        done = int((read(space).rows(digests_of(photos)) >= 0).sum())
+        assert done == 36
+        mended, _ = run(replace(job, photos=whole, digests=known), space)
+        assert (mended.computed, mended.reused) == (24, 36)
+        expected = vectors_of(np.stack([render(path.read_bytes(), SPEC).pixels for path in photos]))
+        assert np.array_equal(vectors(mended), expected)
+        assert (index.look_up(whole.tags) != UNKNOWN).all()
+
+    def test_the_note_of_a_killed_team_goes_with_the_next_pass(self, tmp_path: Path, photos: list[Path]) -> None:
+        space = space_in(tmp_path / "features")
+        space.root.mkdir()
+        (space.root / f"{space.key}.0123.team").touch()  # as a killed process leaves it
+        (space.root / "other.0123.team").touch()
+        run(job_of(photos), space)
+        assert [path.name for path in space.root.glob("*.team")] == ["other.0123.team"]
 
 
 @pytest.fixture(scope="module")
@@ -517,16 +769,19 @@ class TestInterruption:
         self, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole, _ = run(job_of(photos), space_in(tmp_path / "whole"))
-        monkeypatch.setattr(extract_module, "SHARD_SECONDS", 0)
-        space = space_in(tmp_path)
+        monkeypatch.setattr(writer_module, "SHARD_SECONDS", 0)
+        space = space_in(tmp_path / "features")
         with pytest.raises(KeyboardInterrupt):
             run(job_of(photos), space, fail_at=2)
         # Of two batches that were submitted, the engine had handed one over.
-        resumed, counted = run(job_of(photos), space)
-        assert (resumed.computed, resumed.reused) == (7, 4)
-        assert counted.engines[0].batches == 2
-        assert np.array_equal(vectors(resumed), vectors(whole))
-        assert counted.done == [4, 4, 3]
+        copies = {known: Path(shutil.copytree(space.path.parent, tmp_path / f"{known}")) for known in (False, True)}
+        for known, root in copies.items():
+            job = known_job_of(photos) if known else job_of(photos)
+            resumed, counted = run(job, space_in(root))
+            assert (resumed.computed, resumed.reused) == (7, 4)
+            assert counted.engines[0].batches == 2
+            assert np.array_equal(vectors(resumed), vectors(whole))
+            assert counted.done == ([4, 4, 3] if known else [0, 4, 4, 3])
 
     def test_the_lock_is_free_afterwards(self, tmp_path: Path, photos: list[Path]) -> None:
         space = space_in(tmp_path)
@@ -538,13 +793,24 @@ class TestInterruption:
     def test_killed_three_times_and_then_finished(self, tmp_path: Path, processes: Path) -> None:
         photos = sorted((processes / "photos").iterdir())
         space = space_in(processes / "killed")
-        done = int((read(space).rows(digest_files(photos, 1)) >= 0).sum())
+        done = int((read(space).rows(digests_of(photos)) >= 0).sum())
         assert 0 < done < 120
         resumed, _ = run(job_of(photos), space)
         assert (resumed.computed, resumed.reused) == (120 - done, done)
         whole, _ = run(job_of(photos), space_in(tmp_path / "whole"))
         assert np.array_equal(vectors(resumed), vectors(whole))
         assert list(space.path.glob(".*")) == []
+
+    def test_the_index_of_killed_processes_is_right_and_knows_what_was_computed(self, processes: Path) -> None:
+        photos = sorted((processes / "photos").iterdir())
+        tags = np.array([b"%d" % number for number in range(120)], "S56")
+        known = DigestIndex(processes / "as killed").look_up(tags)
+        expected = digests_of(photos)
+        assert ((known == UNKNOWN) | (known == expected)).all()
+        assert (known != UNKNOWN).any()
+        there = read(space_in(processes / "as killed")).rows(expected) >= 0
+        # A shard is written before the notes that came with it: a kill between the two costs the notes of one flush.
+        assert (there & (known == UNKNOWN)).sum() <= 2 * BATCH
 
     def test_two_processes_share_the_work(self, tmp_path: Path, processes: Path) -> None:
         reports = [json.loads((processes / f"{number}.json").read_text()) for number in range(2)]
@@ -585,12 +851,14 @@ def work_in_processes(root: Path, seed: int) -> None:
 def kill_three_times(root: Path, seed: int) -> None:
     """Extract slowly, with a shard every few batches, and be killed somewhere on the way."""
     rng = random.Random(seed)
-    extract_module.SHARD_SECONDS = 0.02
-    job = job_of(sorted((root / "photos").iterdir()))
-    space = space_in(root / "killed")
+    writer_module.SHARD_SECONDS = 0.02
+    paths = sorted((root / "photos").iterdir())
+    photos = listed(paths, tags=[b"%d" % number for number in range(len(paths))])
+    index, space = DigestIndex(root / "killed"), space_in(root / "killed")
 
     def work() -> None:
-        run(job, space, seconds=0.05)
+        digests = known_digests(photos, index)
+        run(replace(job_of(paths), photos=photos, digests=digests, index=index), space, seconds=0.05)
 
     for _ in range(3):
         child = forked(work)
@@ -599,6 +867,7 @@ def kill_three_times(root: Path, seed: int) -> None:
         time.sleep(rng.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    shutil.copytree(root / "killed", root / "as killed")
 
 
 def extract_twice_at_once(root: Path) -> None:
@@ -622,7 +891,7 @@ def feature_cache(root: Path, module: nn.Module | None = None, **changes: Any) -
 
 class TestFeatureCache:
     def plain(self, cache: FeatureCache, photos: list[Path]) -> Extracted:
-        return cache.plain(photos, digest_files(photos, 1), lambda count: None)
+        return cache.plain(listed(photos), lambda count: None)
 
     def test_the_vectors_are_the_backbones(self, tmp_path: Path, photos: list[Path]) -> None:
         backbone = tiny_backbone()
@@ -686,9 +955,9 @@ class TestFeatureCache:
         assert self.plain(feature_cache(tmp_path, batch_size=7), photos).computed == 0
 
     def test_views_lie_beside_the_plain_one(self, tmp_path: Path, photos: list[Path]) -> None:
-        cache, digests = feature_cache(tmp_path), digest_files(photos, 1)
+        cache, digests = feature_cache(tmp_path), digests_of(photos)
         plain = self.plain(cache, photos)
-        views = [cache.view(number, 5, photos, digests, lambda count: None) for number in (0, 1, 0)]
+        views = [cache.view(number, 5, listed(photos), digests, lambda count: None) for number in (0, 1, 0)]
         assert [view.computed for view in views] == [11, 11, 0]
         assert not np.array_equal(vectors(views[0]), vectors(views[1]))
         assert not np.array_equal(vectors(views[0]), vectors(plain))
@@ -712,11 +981,12 @@ class TestFeatureCache:
             return made[-1]
 
         monkeypatch.setattr(compute_module, "make_engine", count)
-        cache, digests = feature_cache(tmp_path / "shared"), digest_files(photos, 1)
-        shared = [cache.view(number, 5, photos, digests, lambda count: None) for number in (0, 1)]
+        cache, digests = feature_cache(tmp_path / "shared"), digests_of(photos)
+        shared = [cache.view(number, 5, listed(photos), digests, lambda count: None) for number in (0, 1)]
         assert len(made) == 1
         for number, view in enumerate(shared):
-            alone = feature_cache(tmp_path / str(number)).view(number, 5, photos, digests, lambda count: None)
+            other = feature_cache(tmp_path / str(number))
+            alone = other.view(number, 5, listed(photos), digests, lambda count: None)
             assert np.array_equal(vectors(view), vectors(alone))
 
     def test_what_an_interrupted_pass_left_in_the_engine_reaches_no_other(
@@ -744,7 +1014,7 @@ class TestFeatureCache:
         self.plain(other, photos)
         mine = feature_cache(tmp_path)
         self.plain(mine, photos)
-        mine.view(0, 0, photos, digest_files(photos, 1), lambda count: None)
+        mine.view(0, 0, listed(photos), digests_of(photos), lambda count: None)
         assert len(mine.evict(0)) == 1
         assert [one.describe["backbone"] for one in usage(tmp_path)] == ["tiny", "tiny"]
 
@@ -752,13 +1022,12 @@ class TestFeatureCache:
 def test_inspection_tells_what_is_wrong_and_is_kept(tmp_path: Path, photos: list[Path]) -> None:
     truncate(photos[2])
     spoil(photos[5])
-    digests = digest_files(photos, 1)
     done: list[int] = []
-    first = inspect(photos, digests, tmp_path / "features", workers=2, progress=done.append)
+    first = inspect(listed(photos), tmp_path / "features", workers=2, progress=done.append)
     status = [TRUNCATED if n == 2 else UNDECODABLE if n == 5 else OK for n in range(11)]
     assert first.table.status(first.rows).tolist() == status
     assert (first.computed, sum(done)) == (11, 11)
-    again = inspect(photos, digests, tmp_path / "features", workers=2, progress=done.append)
+    again = inspect(listed(photos), tmp_path / "features", workers=2, progress=done.append)
     assert again.computed == 0
     assert again.table.status(again.rows).tolist() == status
     assert vectors(again).shape == (11, 0)
@@ -776,7 +1045,7 @@ class TestSource:
             numbers = [10 * view + photo for photo in range(5)]
             fill(space, *numbers[3:], *numbers[:3])
             table = read(space)
-            views.append(Extracted(table, table.rows(keys_of(*numbers)), 5, 0))
+            views.append(Extracted(table, table.rows(keys_of(*numbers)), keys_of(*numbers), 5, 0))
         return FeatureSource(views, np.array([4, 3, 2, 1, 0]))
 
     def test_a_photo_shows_another_view_in_every_epoch(self, source: FeatureSource) -> None:

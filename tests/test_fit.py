@@ -23,6 +23,7 @@ from graft.data.module import ImageData
 from graft.errors import ConfigError, RunError
 from graft.fit import fit, pick_device, quiet_lightning
 from graft.images import InputSpec
+from graft.stores import LocalStore
 from tests.pictures import draw_folder
 from tests.training import lasting, read_json, run, start, tiny, wait_for
 
@@ -78,7 +79,7 @@ class Session:
         self.train, self.valid = make(PHOTOS, 1), make(valid, 2)
         known = {"hidden": 8, "lr": 0.01, "schedule": "cosine", "seed": 3, **classifier}
         self.classifier = Classifier("squeezenet1_1", 3, **known)
-        split = Split("any", folder, tuple(f"{n % 3}/{n}" for n in range(PHOTOS)), ("0", "1", "2"))
+        split = Split("any", LocalStore(folder), "", tuple(f"{n % 3}/{n}" for n in range(PHOTOS)), ("0", "1", "2"))
         self.data = ImageData(
             split,
             split,

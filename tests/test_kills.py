@@ -40,12 +40,12 @@ LENGTHY = (
 # takes at least 10 ms, so that on a fast machine too the look is not over before the kill comes.
 IMPATIENT = """
 import runpy, sys, time
-from graft.features import extract
-render = extract.render
+from graft.features import decode, writer
+render = decode.render
 def slowly(*photo):
     time.sleep(0.01)
     return render(*photo)
-extract.render, extract.SHARD_SECONDS = slowly, 0.1
+decode.render, writer.SHARD_SECONDS = slowly, 0.1
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

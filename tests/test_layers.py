@@ -20,10 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # The table. Entry scripts (the *.py beside pyproject.toml, every __main__.py) are layer 5; so is
 # graft/__init__.py, the package's face, which nothing in the package may use.
 LAYERS = {
-    0: {"errors", "config", "command", "artifacts", "storage", "images", "environment", "terminal"},
-    1: {"transforms", "model", "weights", "optim", "predictor"},
+    0: {"errors", "config", "command", "artifacts", "storage", "stores", "images", "environment", "terminal"}
+    | {"shards", "s3", "mirror"},
+    1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
     2: {"data", "features", "classifier", "evaluate", "metrics"},
-    3: {"trainer", "assembly", "photos", "fit", "callbacks", "bundle"},
+    3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle"},
     4: {"launcher"},
 }
 

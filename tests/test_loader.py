@@ -17,6 +17,7 @@ from graft.data.folder import Folder, scan
 from graft.data.loader import Batch, EpochOrder, Place, ResumableLoader, Source
 from graft.data.module import ImageData, ImageSource, class_counts, default_workers, inverse_frequency
 from graft.images import InputSpec, render
+from graft.stores import LocalStore
 from tests.pictures import draw_folder
 
 LENGTH, BATCH = 23, 5
@@ -190,7 +191,8 @@ def test_lightning_says_the_epoch_and_keeps_the_state(tmp_path: Path, steps: int
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return scan(draw_folder(tmp_path_factory.mktemp("photos"), classes=3, train=4, valid=2, test=0, size=48))
+    root = draw_folder(tmp_path_factory.mktemp("photos"), classes=3, train=4, valid=2, test=0, size=48)
+    return scan(LocalStore(root))
 
 
 def image_data(folder: Folder, **settings: object) -> ImageData:
@@ -208,12 +210,12 @@ class TestImages:
         images, labels = batches(image_data(folder).val_dataloader())
         assert (images.shape, images.dtype, labels.dtype) == ((6, 32, 32, 3), torch.uint8, torch.int64)
         assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-        for image, path in zip(images, folder.valid.paths(), strict=True):
-            assert np.array_equal(image.numpy(), render(path.read_bytes(), SPEC).pixels)
+        for index, image in enumerate(images):
+            assert np.array_equal(image.numpy(), render(folder.valid.read(index), SPEC).pixels)
 
     def test_train_is_shuffled_with_its_labels(self, folder: Folder) -> None:
         images, labels = batches(image_data(folder, augment=False).train_dataloader())
-        place = {render(path.read_bytes(), SPEC).pixels.tobytes(): n for n, path in enumerate(folder.train.paths())}
+        place = {render(folder.train.read(n), SPEC).pixels.tobytes(): n for n in range(len(folder.train))}
         indices = [place[image.numpy().tobytes()] for image in images]
         assert sorted(indices) == list(range(12))
         assert indices != sorted(indices)
@@ -232,8 +234,7 @@ class TestImages:
         assert torch.equal(again[0], second[7])
 
     def test_another_seed_augments_otherwise(self, folder: Folder) -> None:
-        paths, labels = folder.train.paths(), folder.train.labels()
-        one, other = (ImageSource(paths, labels, SPEC, augment_seed=seed).__getitems__([(0, 0)])[0] for seed in (0, 1))
+        one, other = (ImageSource(folder.train, SPEC, augment_seed=seed).__getitems__([(0, 0)])[0] for seed in (0, 1))
         assert not torch.equal(one, other)
 
     @FEW_CORES

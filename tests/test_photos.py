@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from graft.data.checks import Damage
+from graft.data.digests import DigestIndex
 from graft.data.folder import scan
 from graft.data.loader import Source
 from graft.data.module import class_counts
@@ -20,6 +22,7 @@ from graft.errors import DataError
 from graft.features.compute import Backbone, FeatureCache
 from graft.images import InputSpec, render
 from graft.photos import Photos, look_at_photos
+from graft.stores import LocalStore
 from tests.backbones import WIDTH, tiny_backbone
 from tests.pictures import draw_folder, spoil, truncate
 
@@ -54,12 +57,16 @@ class Bars:
         self.shown.append((title, total, sum(done)))
 
 
-def look(root: Path, *, cached: bool = True, bars: Bars | None = None, **changes: Any) -> Photos:
+def look(
+    root: Path, *, cached: bool = True, bars: Bars | None = None, store: LocalStore | None = None, **changes: Any
+) -> Photos:
     settings = {"views": 0, "plain": True, "seed": 0, "on_corrupt": "repair", "workers": 2, **changes}
     directory = root.parent / "cache" / "features"
     backbone = Backbone(tiny_backbone(), "tiny", SPEC, "torch", "fp32", "cpu", 4)
-    cache = FeatureCache(directory, backbone, workers=2) if cached else None
-    return look_at_photos(scan(root), cache, directory, spec=SPEC, progress=bars or Bars(), **settings)
+    cache = FeatureCache(directory, backbone, workers=2, index=changes.get("index")) if cached else None
+    return look_at_photos(
+        scan(store or LocalStore(root)), cache, directory, spec=SPEC, progress=bars or Bars(), **settings
+    )
 
 
 def read(source: Source | None, epoch: int = 0) -> torch.Tensor:
@@ -67,8 +74,8 @@ def read(source: Source | None, epoch: int = 0) -> torch.Tensor:
     return source.__getitems__([(epoch, index) for index in range(len(source))])[0]
 
 
-def backbone_of(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
-    pixels = render(path.read_bytes(), SPEC).pixels / 255
+def backbone_of(data: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+    pixels = render(data, SPEC).pixels / 255
     images = torch.from_numpy((pixels - np.array(SPEC.mean)) / np.array(SPEC.std)).float().permute(2, 0, 1)
     with torch.inference_mode():
         features: np.ndarray[Any, np.dtype[np.float32]] = tiny_backbone()(images[None])[0].numpy()
@@ -103,7 +110,7 @@ class TestDamage:
     @pytest.mark.parametrize("split", ["train", "valid", "test"])
     def test_error_stops_at_a_damaged_photo_of_any_split(self, root: Path, cached: bool, split: str) -> None:
         truncate(root / split / "class_1" / "001.jpg")
-        with pytest.raises(DataError, match=rf"1 damaged photos in {split}: .*/{split}/class_1/001.jpg; accepted"):
+        with pytest.raises(DataError, match=rf"1 damaged photo in {split}: .*/{split}/class_1/001.jpg; accepted"):
             look(root, cached=cached, on_corrupt="error")
 
     def test_a_split_that_is_all_garbage_is_an_error(self, root: Path) -> None:
@@ -116,7 +123,7 @@ class TestDamage:
         photos = look(damaged)
         for name, split in photos.splits.items():
             found = read(photos.source(split.opened()))
-            expected = np.stack([backbone_of(path) for path in split.paths()])
+            expected = np.stack([backbone_of(split.read(index)) for index in range(len(split))])
             assert np.abs(found.numpy() - expected).max() < 1e-5, name
 
     def test_labels_belong_to_their_photos_also_after_a_gap(self, damaged: Path) -> None:
@@ -146,7 +153,8 @@ class TestViews:
 
     def test_without_the_plain_view_training_never_sees_it(self, root: Path) -> None:
         photos = look(root, views=2, plain=False)
-        plain = np.stack([backbone_of(path) for path in photos.splits["train"].paths()])
+        train = photos.splits["train"]
+        plain = np.stack([backbone_of(train.read(index)) for index in range(len(train))])
         epochs = [read(photos.train_source(), epoch).numpy() for epoch in range(3)]
         assert all((np.abs(epoch - plain).max(axis=1) > 1e-4).sum() >= 11 for epoch in epochs)
         assert np.array_equal(epochs[0], epochs[2])
@@ -156,7 +164,7 @@ class TestViews:
         photos = look(root, views=2, plain=False)
         for name in ("valid", "test"):
             split = photos.splits[name].opened()
-            expected = np.stack([backbone_of(path) for path in split.paths()])
+            expected = np.stack([backbone_of(split.read(index)) for index in range(len(split))])
             for epoch in (0, 1):
                 assert np.abs(read(photos.source(split), epoch).numpy() - expected).max() < 1e-5
 
@@ -181,6 +189,41 @@ class TestLook:
         assert second.describe() == first.describe()
         assert torch.equal(read(second.train_source(), 1), read(first.train_source(), 1))
 
+    @pytest.mark.parametrize("cached", [True, False])
+    def test_with_an_index_a_second_look_reads_only_what_changed(
+        self, damaged: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now, read = time.time_ns, list[str]()
+        monkeypatch.setattr(time, "time_ns", lambda: now() + 60 * 10**9)  # no file counts as just written
+
+        class Noting(LocalStore):
+            def read(self, name: str, tag: bytes = b"") -> bytes:
+                read.append(name)
+                return super().read(name, tag)
+
+        def again() -> tuple[Photos, list[str]]:
+            read.clear()
+            photos = look(
+                damaged,
+                cached=cached,
+                store=Noting(damaged),
+                index=DigestIndex(damaged.parent / "cache"),
+            )
+            return photos, sorted(read)
+
+        first, names = again()
+        assert len(names) == 24
+        second, names = again()
+        assert names == []
+        assert second.describe() == first.describe()
+        assert second.computed == 0
+        truncate(damaged / "valid" / "class_1" / "000.jpg")
+        third, names = again()
+        assert names == ["valid/class_1/000.jpg"]
+        assert third.computed == 1
+        assert third.damage[1].truncated == ("class_0/001.jpg", "class_1/000.jpg")
+        assert third.describe() == look(damaged, cached=cached).describe()
+
     def test_the_bars_reach_their_ends(self, root: Path) -> None:
         bars = Bars()
         look(root, views=2, bars=bars)
@@ -198,7 +241,7 @@ class TestLook:
         assert photos.views == {}
         valid = photos.splits["valid"]
         images = read(photos.source(valid))
-        expected = np.stack([render(path.read_bytes(), SPEC).pixels for path in valid.paths()])
+        expected = np.stack([render(valid.read(index), SPEC).pixels for index in range(len(valid))])
         assert np.array_equal(images.numpy(), expected)
         assert look(damaged, cached=False).computed == 0
 
@@ -224,7 +267,7 @@ class TestLook:
             "train": {"class_0": 3, "class_1": 4, "class_2": 3},
             "valid": {"class_0": 1, "class_1": 2, "class_2": 1},
         }
-        assert description["ignored"] == ["class_0/notes.txt"]
+        assert description["ignored"] == ["train/class_0/notes.txt"]
         named = {"truncated": ["class_0/001.jpg"], "undecodable": ["class_2/000.jpg"]}
         assert json.loads(json.dumps(description["damaged"])) == [
             {"split": "train", **named},

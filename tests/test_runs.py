@@ -27,6 +27,7 @@ from graft.errors import ConfigError, DataError, RunError
 from graft.features.cache import usage
 from graft.images import render
 from graft.photos import Photos
+from graft.stores import LocalStore
 from graft.trainer import train
 from graft.transforms import normalise
 from tests.composing import ROOT, composed
@@ -124,7 +125,7 @@ def test_the_commit_is_that_of_this_code_and_of_no_checkout_around_it(
 def test_metrics_are_flat_and_complete(first: Path) -> None:
     metrics = metrics_of(first)
     expected = {f"{split}/{figure}" for split in ("valid", "test") for figure in FIGURES}
-    expected |= {"test/openings", "data/truncated", "data/undecodable"}
+    expected |= {"test/openings", "data/truncated", "data/undecodable", "data/leaks"}
     expected |= {"features/computed", "features/reused", "features/images_per_s"}
     expected |= {"time/features_s", "time/fit_s", "time/total_s"}
     assert set(metrics) == expected
@@ -196,7 +197,7 @@ def test_another_learning_rate_looks_at_no_photo_again(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a photo was decoded")
 
-    monkeypatch.setattr("graft.features.extract.render", refuse)
+    monkeypatch.setattr("graft.features.decode.render", refuse)
     more = (f"features.cache_dir={first.parent / 'cache'}", "optim.lr=0.02")
     metrics = run(tiny(photos, tmp_path / "run", *more)).metrics
     assert (metrics["features/computed"], metrics["features/reused"]) == (0, 60)
@@ -304,12 +305,13 @@ def inputs_of(photos: Photos, split: str) -> torch.Tensor:
     if photos.views:
         view = photos.views[split][0]
         return torch.from_numpy(view.table.features(view.rows))
-    pixels = [render(path.read_bytes(), photos.spec).pixels for path in photos.splits[split].paths()]
+    usable = photos.splits[split]
+    pixels = [render(usable.read(index), photos.spec).pixels for index in range(len(usable))]
     return normalise(torch.from_numpy(np.stack(pixels)), photos.spec.mean, photos.spec.std)
 
 
 def test_labels_of_a_sealed_split_are_refused(photos: Path) -> None:
-    sealed = scan(photos).test
+    sealed = scan(LocalStore(photos)).test
     assert sealed is not None
     with pytest.raises(DataError, match=r"the labels of test are sealed; only evaluate.py opens them"):
         sealed.labels()
@@ -399,7 +401,7 @@ def test_a_run_stopped_while_it_looks_at_the_photos_goes_on(
 
     overrides = tiny(photos, tmp_path / "run", "features.batch_size=2")
     with monkeypatch.context() as patch:
-        patch.setattr("graft.features.extract.render", stopping)
+        patch.setattr("graft.features.decode.render", stopping)
         with pytest.raises(stopped):
             run(overrides)
     assert 30 <= decoded < 60
@@ -542,12 +544,15 @@ def test_damaged_photos_are_counted_and_named(
         "undecodable": ["class_1/001.jpg"],
     }
     assert (result.metrics["data/truncated"], result.metrics["data/undecodable"]) == (1, 1)
-    said = capsys.readouterr().err
-    assert "train: 1 truncated photos, e.g. class_0/000.jpg (all in data.json)" in said
-    assert "train: 1 undecodable photos, e.g. class_1/001.jpg (all in data.json)" in said
+    found = {finding["check"]: finding for finding in described["findings"]}
+    assert found["truncated"]["files"] == ["train/class_0/000.jpg"]
+    assert found["not_an_image"]["files"] == ["train/class_1/001.jpg"]
+    assert "told at the end and in data.json" in capsys.readouterr().err
+    for check in ("truncated", "not_an_image"):
+        assert sum(remark.startswith(f"{check}: train: ") for remark in result.remarks) == 1
 
 
-def test_damaged_photos_of_test_are_counted_and_not_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_photos_of_test_are_counted_and_not_named(tmp_path: Path) -> None:
     root = draw_folder(tmp_path / "photos", train=4)
     truncate(root / "test" / "class_0" / "000.jpg")
     spoil(root / "test" / "class_1" / "001.jpg")
@@ -555,21 +560,21 @@ def test_damaged_photos_of_test_are_counted_and_not_named(tmp_path: Path, capsys
     counted = {"split": "test", "truncated": 1, "undecodable": 1}
     assert read_json(result.run_dir / "data.json")["damaged"][2] == counted
     assert read_json(result.run_dir / "bundle" / "manifest.json")["data"]["damaged"][2] == counted
-    said = capsys.readouterr().err
-    assert "test: 1 truncated photos\n" in said
-    assert "test: 1 undecodable photos\n" in said
+    found = {finding["check"]: finding for finding in read_json(result.run_dir / "data.json")["findings"]}
+    for check in ("truncated", "not_an_image"):
+        assert (found[check]["count"], found[check]["files"]) == (1, [])
 
 
-def test_what_of_a_folder_is_not_learned_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_of_a_folder_is_not_learned_is_said(tmp_path: Path) -> None:
     root = draw_folder(tmp_path / "photos", classes=6, train=1, valid=1, test=0)
     for label in (1, 2, 4, 5):
         shutil.rmtree(root / "train" / f"class_{label}")
     shutil.copy(root / "train" / "class_0" / "000.jpg", root / "train" / "IMG.jpg")
-    folder = graft.assembly.open_folder(composed(*tiny(root, tmp_path / "run")))
-    assert len(folder.class_names) == 6
-    said = capsys.readouterr().err
-    assert "4 classes have no training photo and are never predicted right: class_1, class_2, class_4, ..." in said
-    assert "1 files are ignored, being no photos or in no class folder, e.g. IMG.jpg (all in data.json)" in said
+    result = run(tiny(root, tmp_path / "run", "trainer.max_epochs=1"))
+    found = {finding["check"]: finding for finding in read_json(result.run_dir / "data.json")["findings"]}
+    assert found["missing_class"]["files"] == [f"train/class_{label}" for label in (1, 2, 4, 5)]
+    assert found["ignored_files"]["files"] == ["IMG.jpg"]
+    assert any("never predicted right" in remark for remark in result.remarks)
 
 
 def test_a_whole_folder_is_opened_in_silence(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -631,6 +636,6 @@ def test_a_member_that_fails_is_in_the_table_and_the_others_finish(photos: Path,
     assert [space.photos for space in usage(tmp_path / "cache" / "features")] == [60]  # of both together
     rows = table_of(out)
     assert list(rows) == ["1", "0"]
-    assert rows["0"][2].startswith("DataError: data.on_corrupt=error and 1 damaged photos in train:")
+    assert rows["0"][2].startswith("DataError: data.on_corrupt=error and 1 damaged photo in train:")
     assert rows["1"][2] == f"{metrics_of(sweep / '1')['valid/loss']:.4f}"
     assert "data.on_corrupt=error" in rows["0"][1]

@@ -96,15 +96,15 @@ def test_help_shows_what_the_command_line_composes(train: Train) -> None:
         (
             ["+data.batchsize=3"],
             "error: data.batchsize is not a key of the configuration; "
-            "the nearest: data.batch_size, features.batch_size, data.balance",
+            "the nearest: data.batch_size, data.archive, features.batch_size",
         ),
         (["optim.lr=fast"], "error: optim.lr=fast: accepted is a number above 0"),
         (["data.balance=both"], "error: data.balance=both: accepted is none, sampler or loss"),
         (["-m", "optim.lr=1,nan"], "error: optim.lr=nan: accepted is a number above 0"),
         (
             ["data=folder"],
-            "error: data.root is not set: folder with train/, valid/ (or val/) and test/, "
-            "one folder per class; give data.root=VALUE",
+            "error: data.root is not set: folder or s3://BUCKET/PREFIX with train/, valid/ (or val/) and test/; "
+            "give data.root=VALUE",
         ),
         (
             ["features.plain=false"],
@@ -113,7 +113,7 @@ def test_help_shows_what_the_command_line_composes(train: Train) -> None:
         (
             ["trainer=sagemaker_gpu"],
             "error: launcher.kind=sagemaker (chosen by trainer=sagemaker_*) comes with a later release; "
-            "accepted now: trainer=auto, cpu or gpu",
+            "accepted now: trainer=auto, cpu, gpu or ddp",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -25,10 +25,14 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one run. `run.json` says whether the run is finished and, if not, why."""
+    """The files of one run. `run.json` says whether the run is finished and, if not, why.
+
+    A process that is not the leader of its run has one that `writes` nothing.
+    """
 
     path: Path
     run_id: str
+    writes: bool = True
 
     @property
     def config(self) -> Path:
@@ -57,7 +61,8 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run atomically, keys in the order given."""
-        write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        if self.writes:
+            write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def set_state(self, state: str, reason: str = "") -> None:
         """Record `unfinished`, `failed` (with its reason) or `finished`."""
@@ -78,7 +83,9 @@ def open_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Iterator
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"run_dir={path} cannot be made: {error}") from error
+        raise RunError(
+            f"run_dir={path} cannot be made ({error.strerror}); accepted is a new or empty folder where you may write"
+        ) from error
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -236,10 +243,16 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is no model bundle: manifest.json cannot be read ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(
+            f"{path} is no model bundle: manifest.json cannot be read ({reason}); accepted is the folder bundle/ of a "
+            "finished run"
+        ) from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != MANIFEST_VERSION:
-        raise RunError(f"{path}/manifest.json: version {version}; accepted is {MANIFEST_VERSION}")
+        raise RunError(
+            f"{path}/manifest.json: version {version}; accepted is {MANIFEST_VERSION}, which this release writes"
+        )
     try:
         spec = content.pop("input")
         spec["mean"], spec["std"] = tuple(spec["mean"]), tuple(spec["std"])

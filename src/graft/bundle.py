@@ -42,9 +42,8 @@ def save_bundle(path: Path, classifier: Classifier, manifest: Manifest, valid: S
 
 def parity_samples(classifier: Classifier, spec: InputSpec, valid: Split) -> list[ParitySample]:
     """Photos spread evenly over a split, as encoded bytes, and the fp32 logits of the classifier for them."""
-    paths = valid.paths()
-    chosen = np.unique(np.linspace(0, len(paths) - 1, PARITY_SAMPLES).astype(int))
-    encoded = [_as_sent(paths[index].read_bytes(), spec) for index in chosen]
+    chosen = np.unique(np.linspace(0, len(valid) - 1, PARITY_SAMPLES).astype(int))
+    encoded = [_as_sent(valid.read(index), spec) for index in chosen.tolist()]
     pixels = np.stack([render(data, spec).pixels for data in encoded])
     with torch.inference_mode():
         logits = classifier(torch.from_numpy(pixels)).numpy()
@@ -55,7 +54,7 @@ def make_manifest(classifier: Classifier, **known: Any) -> Manifest:
     """The manifest of a classifier; `known` are the fields that it does not know itself."""
     h = classifier.hparams
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Manifest(backbone=h["backbone"], hidden=h["hidden"], weights=h["weights"], created=now, **known)
+    return Manifest(backbone=h["backbone"], hidden=h["hidden"], created=now, **known)
 
 
 def model_card(manifest: Manifest) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,8 +16,10 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import callbacks
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from graft.errors import ConfigError
+from graft.errors import ConfigError, RunError
+from graft.processes import Team
 from graft.storage import write_atomic
+from graft.weights import UNREADABLE
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes of a shell for SIGINT and SIGTERM
 
@@ -62,9 +66,18 @@ class Stop(callbacks.Callback):
             signal.raise_signal(signal.SIGTERM)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell Lightning what came before it listened."""
+        """Tell Lightning what came before it listened.
+
+        Of several processes, each leaves at once: Lightning 2.6 has its signal handlers talk to each other, while
+        any of them may be waiting for a gradient. What is lost is the time since the last checkpoint.
+        """
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._leave)
         if self.signals:
             signal.raise_signal(signal.SIGTERM)
+
+    def _leave(self, signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(self.code)
 
 
 class StopAfter(callbacks.Callback):
@@ -107,8 +120,36 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
             super().on_exception(trainer, pl_module, exception)
 
 
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """What reading a damaged checkpoint raises becomes one sentence.
+
+    Raises:
+        RunError: in place of it.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        raise RunError(
+            f"{path} is damaged; delete {path.parent} and the same command trains from the start: features are kept"
+        ) from error
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Lightning's goes through the temporary folder, and is torn by a kill where that is another file system."""
+    """Lightning's goes through the temporary folder, and is torn by a kill where that is another file system.
+
+    Of several processes, the leader writes and reads: other machines need not see its files.
+    """
+
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        self._team = team
+
+    def load_checkpoint(self, path: str | Path, *rest: Any, **options: Any) -> dict[str, Any]:
+        """What the leader reads."""
+        with damage_told(Path(path)):
+            read = super().load_checkpoint(path, *rest, **options) if self._team.leads else {}
+        return self._team.agree(read)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint so that the old one or the whole new one is there."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from graft.errors import WeightsError
@@ -71,6 +72,7 @@ class Classifier(pl.LightningModule):
         self.loss_weights: torch.Tensor | None
         self.register_buffer("loss_weights", None if class_weights is None else torch.tensor(class_weights))
         self.valid_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.valid_loss = MeanMetric(nan_strategy="disable")  # by default it leaves out what is not a number
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, S, S, 3] -> logits float32 [B, C]."""
@@ -85,30 +87,45 @@ class Classifier(pl.LightningModule):
         return logits
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
-        """The loss of one batch, scalar."""
+        """Cross-entropy, weighted and smoothed as configured; the mean over the batch of all processes."""
         inputs, labels = batch
-        loss = functional.cross_entropy(
-            self.logits(inputs),
-            labels,
-            weight=self.loss_weights,
-            label_smoothing=self.hparams["label_smoothing"],
-        )
-        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        total = self._batch_weight(labels)
+        if len(labels):
+            options = {"weight": self.loss_weights, "label_smoothing": self.hparams["label_smoothing"]}
+            loss = functional.cross_entropy(self.logits(inputs), labels, reduction="sum", **options) / total
+        else:
+            # A short batch left this process no photo: it takes part with a gradient of zero.
+            loss = torch.stack([p.sum() * 0 for p in self.parameters() if p.requires_grad]).sum()
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, sync_dist=self._is_one_of_several())
         return loss
+
+    def _batch_weight(self, labels: torch.Tensor) -> torch.Tensor:
+        """The weight of a batch's photos; of several processes, the mean, for their gradients are averaged too."""
+        weights = torch.ones(len(labels), device=self.device)
+        if self.loss_weights is not None:
+            weights = self.loss_weights[labels]
+        total = weights.sum()
+        if self._is_one_of_several():
+            total = self.trainer.strategy.reduce(total, reduce_op="mean")
+        return total
+
+    def _is_one_of_several(self) -> bool:
+        return self._trainer is not None and self._trainer.world_size > 1
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
         """Plain cross-entropy, so that runs with other weights or smoothing compare."""
         inputs, labels = batch
-        logits = self.logits(inputs)
-        self.valid_accuracy(logits, labels)
-        loss = functional.cross_entropy(logits, labels)
-        self.log("valid/loss", loss, prog_bar=True, batch_size=len(labels))
-        self.log("valid/accuracy", self.valid_accuracy, prog_bar=True, batch_size=len(labels))
+        if len(labels):
+            logits = self.logits(inputs)
+            self.valid_accuracy.update(logits, labels)
+            self.valid_loss.update(functional.cross_entropy(logits, labels, reduction="none"))
+        self.log("valid/loss", self.valid_loss, prog_bar=True)
+        self.log("valid/accuracy", self.valid_accuracy, prog_bar=True)
 
     def on_train_batch_start(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
-        """Dropout draws from (seed, step) alone, so that a resumed run drops what the whole one did."""
+        """Dropout draws from (seed, step, process) alone, so that a resumed run drops what the whole one did."""
         if self.hparams["unfreeze"] != "head":
-            seeds = np.random.SeedSequence([self.hparams["seed"], self.global_step])
+            seeds = np.random.SeedSequence([self.hparams["seed"], self.global_step, self.global_rank])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
     def on_train_epoch_start(self) -> None:

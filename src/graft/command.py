@@ -5,6 +5,7 @@ Nothing here composes a configuration, so a misspelt key or a wrong value is ans
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from yaml import YAMLError
 
 from graft.config import GROUPS, Config, check_value, knobs, unknown_key, wrong_value
 from graft.errors import ConfigError
+from graft.storage import is_remote
 
 # Flags that print something and run nothing; the first three know nothing of graft's configuration.
 _FLAGS_OF_HYDRA = {"--hydra-help", "--shell-completion", "-sc"}
@@ -30,7 +32,7 @@ class Command(NamedTuple):
     """A checked command line: the arguments for Hydra, and what they say of the runs to come."""
 
     argv: list[str]
-    run_dir: Path
+    run_dir: str
     multirun: bool
 
 
@@ -58,7 +60,7 @@ def prepare(argv: list[str], now: str, conf: Path) -> Command:
     flags = [argument for argument in argv if not _is_override(argument)]
     shown = {flag.partition("=")[0] for flag in flags} & _FLAGS_THAT_SHOW
     if shown & _FLAGS_OF_HYDRA:
-        return Command(argv, Path(), multirun=False)
+        return Command(argv, "", multirun=False)
     given = list(_understood(overrides))
     for override in given:
         _check(override)
@@ -69,13 +71,22 @@ def prepare(argv: list[str], now: str, conf: Path) -> Command:
         run_dir = f"runs/{now}"
         added = [*added, f"run_dir={run_dir}"]
     multirun = bool({"-m", "--multirun"} & set(flags)) and not shown
+    if multirun and is_remote(run_dir):
+        raise ConfigError(f"run_dir={run_dir}: accepted under -m is a local path")
     # argparse takes overrides in one piece only, and `--info` would swallow one that follows it.
-    return Command([*added, *overrides, *flags], Path(run_dir), multirun)
+    return Command([*added, *overrides, *flags], run_dir, multirun)
 
 
 def overrides_given() -> tuple[str, ...]:
     """What the command line said, as Hydra recorded it; nothing outside of an entry script."""
     return tuple(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
+
+
+def same_command(config: Config) -> list[str]:
+    """Script and arguments with which another process composes this very run, also where it is one of a sweep."""
+    test = {None: "null", True: "true", False: "false"}[config.evaluate.test]
+    run_dir = config.run_dir.replace("'", r"\'")
+    return [sys.argv[0], *overrides_given(), f"run_dir='{run_dir}'", f"evaluate.test={test}"]
 
 
 def key_help() -> str:
@@ -159,7 +170,8 @@ def _read_overrides(path: Path, settled: set[str]) -> list[str]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"overrides_from={path} cannot be read: {' '.join(str(error).split())}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"overrides_from={path} cannot be read: {' '.join(reason.split())}") from error
     pairs = _flat(content) if isinstance(content, dict) else []
     lines = [f"{key}={_quote(value)}" for key, value in pairs] or [str(line) for line in content or ()]
     given = list(_understood(lines))

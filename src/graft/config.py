@@ -42,6 +42,13 @@ class OnCorrupt(Enum):
     error = "error"
 
 
+class OnLeak(Enum):
+    """What happens when a photo of one split is in another one too, as it is or nearly so."""
+
+    warn = "warn"
+    error = "error"
+
+
 class Balance(Enum):
     """How classes of different sizes are weighted in training."""
 
@@ -133,10 +140,15 @@ class DataConfig:
     """Which photos, and in what portions they are read."""
 
     kind: DataKind = knob(DataKind.folder, "a folder that exists, or demo images drawn from a seed")
-    root: str = knob(MISSING, "folder with train/, valid/ (or val/) and test/, one folder per class")
+    root: str = knob(MISSING, "folder or s3://BUCKET/PREFIX with train/, valid/ (or val/) and test/")
+    archive: str | None = knob(None, "zip file, s3:// or https://, that is fetched when data.root is not there")
+    archive_bytes: int | None = knob(None, "size of that file; null: any", least=1)
+    archive_region: str | None = knob(None, "region of its bucket")
     hint: str = knob("", "what to tell a person when data.root is not there")
-    batch_size: int = knob(128, "images per optimiser step", least=1)
+    batch_size: int = knob(128, "images per optimiser step, over all processes", least=1)
     on_corrupt: OnCorrupt = knob(OnCorrupt.repair, "truncated photos are padded, undecodable ones left out")
+    on_leak: OnLeak = knob(OnLeak.warn, "a photo of one split that is in another one too, as it is or nearly so")
+    cache_gb: float = knob(20.0, "size limit of local copies of photos in S3; 0 keeps none", least=0)
     balance: Balance = knob(Balance.none, "sampler: draw classes equally often; loss: weight them")
     augment: bool = knob(True, "random crop and flip in training on images; for cached features: features.views")
     workers: int | None = knob(None, "decoding threads or processes; null: one per core", least=0)
@@ -148,7 +160,9 @@ class ModelConfig:
     """Backbone, weights, head, and the input the weights expect."""
 
     backbone: str = knob("resnet50", "any torchvision classification model by name")
-    weights: str = knob("imagenet1k_v1", "imagenet1k_v1, imagenet1k_v2, none, or a .pth or .safetensors file")
+    weights: str = knob(
+        "imagenet1k_v1", "imagenet1k_v1, imagenet1k_v2, none, or a .pth or .safetensors file, also in s3://"
+    )
     hidden: int = knob(512, "width of the head's hidden layer", least=1)
     unfreeze: str = knob("head", "what trains: head, all, or a part of the backbone such as layer4")
     image_size: int | None = knob(None, "side of the square input; null: what the weights expect", least=32)
@@ -189,6 +203,8 @@ class TrainerConfig:
     """Lightning's Trainer."""
 
     accelerator: Accelerator = knob(Accelerator.auto, "where the model trains; asking for an absent gpu is an error")
+    devices: int = knob(1, "processes on each machine, one per GPU; on a CPU they share its cores", least=1)
+    num_nodes: int = knob(1, "machines; each runs the same command under torchrun", least=1)
     max_epochs: int = knob(8, "number of epochs", least=1)
     max_steps: int = knob(-1, "stop after so many optimiser steps; -1: no limit", least=-1)
     patience: int | None = knob(5, "stop after so many epochs without a lower valid/loss; null: never", least=1)
@@ -217,7 +233,7 @@ class Config:
 
     # Lightning's seed_everything takes 32 bits.
     seed: int = knob(0, "random seed of initialisation, order and augmentation", least=0, most=2**32 - 1)
-    run_dir: str = knob(MISSING, "where the run is written; the same directory resumes it")
+    run_dir: str = knob(MISSING, "where the run is written, also s3://; the same directory resumes it")
     overrides_from: str | None = knob(None, "a list of overrides, or a run's config.yaml; the command line wins")
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -233,6 +249,16 @@ class Config:
             check_value(key, value)
         if not self.features.plain and self.features.views == 0:
             raise ConfigError("features.plain=false needs features.views of at least 1: nothing is left to train on")
+        if self.data.batch_size < self.processes:
+            raise ConfigError(
+                f"data.batch_size={self.data.batch_size} is shared by {self.processes} processes "
+                "(trainer.devices x trainer.num_nodes); accepted is at least one image for each"
+            )
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.trainer.devices * self.trainer.num_nodes
 
     @property
     def trains_on_features(self) -> bool:

@@ -39,8 +39,12 @@ def describe_environment() -> dict[str, Any]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use; all of the machine where the system does not tell, as macOS."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; its share of them where torchrun started several processes.
+
+    All cores of the machine count where the system does not tell which are ours, as macOS.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
 def git_sha() -> str:

@@ -19,3 +19,7 @@ class WeightsError(GraftError):
 
 class RunError(GraftError):
     """A run directory is in use, finished, or belongs to another configuration."""
+
+
+class DiskError(GraftError):
+    """A disk is full, or a place on it may not be written."""

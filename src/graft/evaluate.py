@@ -168,10 +168,10 @@ def _prediction_rows(evaluation: Evaluation) -> Iterator[list[str]]:
     names = evaluation.split.class_names
     probabilities = (evaluation.logits / evaluation.temperature).softmax(1)
     top, index = probabilities.topk(min(5, len(names)), dim=1)
-    rows = zip(evaluation.split.paths(), evaluation.labels.tolist(), top.tolist(), index.tolist(), strict=True)
-    for path, label, values, classes in rows:
+    rows = zip(evaluation.labels.tolist(), top.tolist(), index.tolist(), strict=True)
+    for number, (label, values, classes) in enumerate(rows):
         pairs = [cell for c, p in zip(classes, values, strict=True) for cell in (names[c], f"{p:.6f}")]
-        yield [str(path), evaluation.split.name, names[label], *pairs]
+        yield [evaluation.split.path(number), evaluation.split.name, names[label], *pairs]
 
 
 def _entries(lines: bytes) -> Iterator[dict[str, Any]]:

@@ -15,8 +15,10 @@ from types import FrameType
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning import callbacks
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from graft.callbacks import (
@@ -27,10 +29,12 @@ from graft.callbacks import (
     OnDevice,
     Stop,
     StopAfter,
+    damage_told,
 )
 from graft.classifier import Classifier
 from graft.data.module import ImageData
 from graft.errors import ConfigError, RunError
+from graft.processes import ALONE, PATIENCE, Team
 
 
 def pick_device(accelerator: str) -> str:
@@ -63,6 +67,7 @@ def fit(
     checkpoint_minutes: float,
     progress: bool,
     threads: int | None = None,
+    team: Team = ALONE,
 ) -> Classifier:
     """Train, or continue from `last.ckpt`, and return the classifier of the epoch with the lowest valid/loss.
 
@@ -79,6 +84,7 @@ def fit(
         checkpoint_minutes: between checkpoints inside an epoch.
         progress: show a bar.
         threads: of torch while it trains, at most; None leaves them as they are.
+        team: the processes that train together; the leader alone writes, and has the best epoch in the end.
 
     Raises:
         RunError: valid/loss was not finite in any epoch.
@@ -86,7 +92,7 @@ def fit(
     """
     done, last = checkpoints / "finished", checkpoints / "last.ckpt"
     progress = progress and sys.stderr.isatty()  # in a log, a bar is a hundred lines
-    if not done.exists():
+    if not team.agree(done.exists()):
         best = callbacks.ModelCheckpoint(
             checkpoints, "best", monitor="valid/loss", save_weights_only=True, enable_version_counter=False
         )
@@ -94,11 +100,15 @@ def fit(
             others = _callbacks(checkpoints, device, max_steps, patience, checkpoint_minutes, progress)
             trainer = pl.Trainer(
                 accelerator="gpu" if device == "cuda" else "cpu",
-                devices=1,
+                devices=team.local_size,
+                num_nodes=team.machines,
+                strategy=_strategy(classifier, team),
+                use_distributed_sampler=False,  # EpochOrder gives each process its part
+                sync_batchnorm=team.size > 1 and device == "cuda",
                 max_epochs=max_epochs,
                 precision="bf16-mixed" if precision == "bf16" else "32-true",
                 callbacks=[stop, best, *others],
-                plugins=[AtomicCheckpoints()],
+                plugins=[AtomicCheckpoints(team), *([LightningEnvironment()] if team.size == 1 else [])],
                 logger=_loggers(logs),
                 log_every_n_steps=10,
                 num_sanity_val_steps=0,
@@ -106,17 +116,20 @@ def fit(
                 enable_model_summary=False,
                 deterministic="warn",
             )
-            trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+            resumed = last if team.agree(last.exists()) else None
+            trainer.fit(classifier, datamodule=data, ckpt_path=resumed, weights_only=True)
         _check_finite(best, classifier.hparams["lr"])
-        done.touch()
-    return load_best(classifier, checkpoints)
+        if team.leads:
+            done.touch()
+    return load_best(classifier, checkpoints) if team.leads else classifier
 
 
 def load_best(classifier: Classifier, checkpoints: Path) -> Classifier:
     """The classifier with the weights of best.ckpt, in eval mode on the CPU; its frozen part is not read again."""
     path = checkpoints / "best.ckpt"
     if path.exists():  # not where trainer.max_steps=0
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with damage_told(path):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         classifier.on_load_checkpoint(checkpoint)
         classifier.load_state_dict(checkpoint["state_dict"])
     return classifier.eval().cpu()
@@ -134,6 +147,13 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
     # Lightning 2.6 calls what torch 2.14 is about to remove.
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec", FutureWarning)
+
+
+def _strategy(classifier: Classifier, team: Team) -> DDPStrategy | str:
+    if team.size == 1:
+        return "auto"
+    # A frozen backbone's BatchNorm statistics are alike in all processes and stay so: nothing to send every step.
+    return DDPStrategy(forward_sync_buffers=classifier.hparams["unfreeze"] != "head", timeout=PATIENCE)
 
 
 def _callbacks(

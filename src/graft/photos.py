@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.data.checks import Damage, apply_policy
-from graft.data.folder import Digests, Folder, Split, digest_files, fingerprint
+from graft.data.digests import DigestIndex, Digests, fingerprint
+from graft.data.findings import Finding, refuse
+from graft.data.folder import Folder, PhotoList, Split
 from graft.data.loader import Source
 from graft.data.module import ImageSource, class_counts
 from graft.features.cache import TRUNCATED, UNDECODABLE
@@ -21,6 +23,8 @@ from graft.features.compute import FeatureCache, inspect
 from graft.features.extract import Extracted
 from graft.features.source import FeatureSource
 from graft.images import InputSpec
+from graft.inspection import inspect_photos
+from graft.processes import ALONE, Team
 
 # (title, number of photos) -> a context whose value advances the bar
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -35,8 +39,9 @@ class Photos:
         digests: content hashes by split, bytes [N].
         damage: what is wrong with photos, per split.
         ignored: files in class folders that are no photos, and photos beside the class folders.
-        views: by split, the cached features of its photos: the views of train, one view of the others; empty
-            where the run reads images.
+        findings: what the checks of docs/data-checks.md found.
+        plain: by split, the cached features of its photos as they are; empty where the run reads images.
+        views: by split, what is trained and measured on: the views of train, the plain one of the others; likewise.
         spec: what the backbone expects of an image.
         precision: of the features, or fp32 where the run reads images.
         computed: photos the backbone (or, without features, only the decoder) was run on.
@@ -48,6 +53,8 @@ class Photos:
     digests: dict[str, Digests]
     damage: tuple[Damage, ...]
     ignored: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    plain: dict[str, Extracted]
     views: dict[str, list[Extracted]]
     spec: InputSpec
     precision: str
@@ -55,11 +62,20 @@ class Photos:
     reused: int
     seconds: float
 
+    def with_findings(self, more: Sequence[Finding]) -> Photos:
+        """The same photos, of which something else is known.
+
+        Raises:
+            DataError: it is an error.
+        """
+        refuse(more)
+        return replace(self, findings=(*self.findings, *more))
+
     def source(self, split: Split) -> Source:
         """What the batches of a split are read from, without augmentation: one of `splits`, or test opened."""
         if self.views:
             return FeatureSource(self.views[split.name][:1], split.labels())
-        return ImageSource(split.paths(), split.labels(), self.spec)
+        return ImageSource(split, self.spec)
 
     def train_source(self) -> Source | None:
         """The views of train; None where training reads images."""
@@ -82,6 +98,7 @@ class Photos:
             "fingerprints": {name: self.fingerprint(name) for name in self.splits},
             "damaged": [self._describe_damage(damage) for damage in self.damage],
             "ignored": list(self.ignored),
+            "findings": [asdict(finding) for finding in self.findings],
         }
 
     def _describe_damage(self, damage: Damage) -> dict[str, Any]:
@@ -101,10 +118,13 @@ def look_at_photos(
     seed: int,
     spec: InputSpec,
     on_corrupt: str,
+    on_leak: str = "warn",
     workers: int,
     progress: ProgressBar,
+    index: DigestIndex | None = None,
+    team: Team = ALONE,
 ) -> Photos:
-    """Hash every photo, pass each through the frozen backbone once, and apply `data.on_corrupt`.
+    """Pass every photo through the frozen backbone once, hash it on the way, and apply `data.on_corrupt`.
 
     Args:
         folder: the splits.
@@ -115,22 +135,33 @@ def look_at_photos(
         seed: of the augmented views.
         spec: what the backbone expects of an image.
         on_corrupt: repair, skip or error.
-        workers: threads that read and decode.
+        on_leak: warn or error.
+        workers: threads that decode.
         progress: makes a bar.
+        index: of content hashes; None reads every photo.
+        team: the processes that share the work.
 
     Raises:
-        DataError: a damaged photo and on_corrupt=error, or a split without a usable photo.
+        DataError: a photo cannot be read, a damaged photo and on_corrupt=error, a photo in two splits and
+            on_leak=error, or a split without a usable photo.
     """
     started = time.perf_counter()
     splits = folder.splits()
-    paths = [path for split in splits for path in split.paths()]
-    digests = digest_files(paths, workers)
-    first = _first_look(paths, digests, cache, directory, workers, progress)
-    kept, damage = _apply(splits, first, on_corrupt)
+    photos = PhotoList(splits)
+    with progress("looking at photos" if cache else "checking photos", len(photos)) as advance:
+        if cache:
+            first = cache.plain(photos, advance)
+        else:
+            first = inspect(photos, directory, workers=workers, progress=advance, index=index, team=team)
+    status = _parts(splits, first.table.status(first.rows))
+    kept, damage = _apply(splits, status, on_corrupt)
     usable = {split.name: split.keep(mask) for split, mask in zip(splits, kept, strict=True)}
-    hashes = _by_split(splits, digests, kept)
+    hashes = _by_split(splits, first.digests, kept)
     rows = _by_split(splits, first.rows, kept)
-    looks = {name: [first.at(mine)] for name, mine in rows.items()} if cache else {}
+    looks = {name: [first.at(mine, hashes[name])] for name, mine in rows.items()} if cache else {}
+    found = inspect_photos(folder, _parts(splits, first.digests), status, on_corrupt=on_corrupt, on_leak=on_leak)
+    refuse(found)
+    plain_view = {name: look[0] for name, look in looks.items()}
     augmented = _augmented(usable["train"], hashes["train"], cache, views, seed, progress) if cache else []
     if augmented:
         looks["train"] = [*(looks["train"] if plain else []), *augmented]
@@ -139,6 +170,8 @@ def look_at_photos(
         digests=hashes,
         damage=tuple(damage),
         ignored=folder.ignored,
+        findings=tuple(found),
+        plain=plain_view,
         views=looks,
         spec=spec,
         precision=cache.precision if cache else "fp32",
@@ -148,46 +181,33 @@ def look_at_photos(
     )
 
 
-def _first_look(
-    paths: Sequence[Path],
-    digests: Digests,
-    cache: FeatureCache | None,
-    directory: Path,
-    workers: int,
-    progress: ProgressBar,
-) -> Extracted:
-    """The plain view of every photo through the backbone, or through the decoder alone."""
-    with progress("looking at photos" if cache else "checking photos", len(paths)) as advance:
-        if cache:
-            return cache.plain(paths, digests, advance)
-        return inspect(paths, digests, directory, workers=workers, progress=advance)
-
-
 def _augmented(
     train: Split, digests: Digests, cache: FeatureCache, views: int, seed: int, progress: ProgressBar
 ) -> list[Extracted]:
     looks = []
     for number in range(views):
         with progress(f"view {number + 1} of {views}", len(train)) as advance:
-            looks.append(cache.view(number, seed, train.paths(), digests, advance))
+            looks.append(cache.view(number, seed, PhotoList([train]), digests, advance))
     return looks
+
+
+def _parts(splits: Sequence[Split], values: NDArray[Any]) -> list[NDArray[Any]]:
+    """Values of all photos, [N], by split."""
+    return np.split(values, np.cumsum([len(split) for split in splits])[:-1])
 
 
 def _by_split(
     splits: Sequence[Split], values: NDArray[Any], kept: Sequence[NDArray[np.bool_]]
 ) -> dict[str, NDArray[Any]]:
     """Values of all photos, [N], as those of each split's usable photos."""
-    parts = np.split(values, np.cumsum([len(split) for split in splits])[:-1])
-    return {split.name: part[mask] for split, part, mask in zip(splits, parts, kept, strict=True)}
+    return {split.name: part[mask] for split, part, mask in zip(splits, _parts(splits, values), kept, strict=True)}
 
 
 def _apply(
-    splits: Sequence[Split], extracted: Extracted, on_corrupt: str
+    splits: Sequence[Split], status: Sequence[NDArray[np.uint8]], on_corrupt: str
 ) -> tuple[list[NDArray[np.bool_]], list[Damage]]:
-    status = extracted.table.status(extracted.rows)
-    parts = np.split(status, np.cumsum([len(split) for split in splits])[:-1])
     decided = [
         apply_policy(split, part == TRUNCATED, part == UNDECODABLE, on_corrupt)
-        for split, part in zip(splits, parts, strict=True)
+        for split, part in zip(splits, status, strict=True)
     ]
     return [keep for keep, _ in decided], [damage for _, damage in decided]

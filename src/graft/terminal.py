@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,17 +20,33 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar with images/s and the time left; yields the function that advances it. Thread-safe."""
+def progress_bar(title: str, total: int, shown: bool = True, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """A bar with images/s (or MB/s) and the time left; yields the function that advances it. Thread-safe.
+
+    Args:
+        title: in front of the bar.
+        total: of what is counted.
+        shown: false makes no bar at all; without a terminal there is none either.
+        unit: what is counted: images, or bytes.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     console = Console(stderr=True)
+    in_bytes = unit == "bytes"
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        _rate_column(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
+        TransferSpeedColumn() if in_bytes else _rate_column(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
@@ -37,27 +54,31 @@ def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callabl
         yield lambda count: progress.advance(task, count)
 
 
-def _rate_column() -> ProgressColumn:
+def _rate_column(unit: str) -> ProgressColumn:
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Images per second."""
+        """Images, or what is counted, per second."""
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
+            return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="cyan")
 
     return Rate()
 
 
 def say(message: str) -> None:
-    """One line for the person, on stderr; above the bar where one is shown, for rich redirects stderr then."""
-    print(message, file=sys.stderr)
+    """One line for the person, on stderr; above the bar where one is shown, for rich redirects stderr then.
+
+    Of the processes that torchrun started, the first one speaks.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 @contextmanager
-def plain_errors(run_dir: Path | None = None, *, in_sweep: bool = False) -> Iterator[None]:
+def plain_errors(run_dir: Path | str | None = None, *, in_sweep: bool = False) -> Iterator[None]:
     """What a person can mend ends the program with one line, and so does Ctrl-C; no traceback.
 
     Args:
@@ -67,12 +88,12 @@ def plain_errors(run_dir: Path | None = None, *, in_sweep: bool = False) -> Iter
     try:
         yield
     except GraftError as error:
-        say(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         if run_dir is None or not in_sweep:
             sys.exit(2)
         from graft.artifacts import record_failure
 
-        record_failure(run_dir, str(error))
+        record_failure(Path(run_dir), str(error))
     except KeyboardInterrupt:
         say(_resumable(run_dir))
         sys.exit(130)
@@ -82,17 +103,18 @@ def plain_errors(run_dir: Path | None = None, *, in_sweep: bool = False) -> Iter
         raise
 
 
-def _resumable(run_dir: Path | None) -> str:
+def _resumable(run_dir: Path | str | None) -> str:
     return f"stopped; the same command with run_dir={run_dir} goes on from here" if run_dir else "stopped"
 
 
-def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool) -> None:
+def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool, remarks: Sequence[str] = ()) -> None:
     """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next.
 
     Args:
         run_dir: of the run.
         metrics: its flat metrics.
         toy: whether the photos were drawn by a program.
+        remarks: what is wrong with the photos.
     """
     from rich.console import Console
     from rich.table import Table
@@ -110,6 +132,8 @@ def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool) -> None
     if "test/openings" in metrics:
         times = f"{metrics['test/openings']:.0f} time{'s' if metrics['test/openings'] > 1 else ''}"
         out.print(f"test: opened {times} with these photos", highlight=False)
+    for remark in remarks:
+        out.print(f"data: {remark}", highlight=False, soft_wrap=True, markup=False)
     out.print(f"bundle: {run_dir}/bundle", highlight=False, soft_wrap=True)
     out.print(f"next: python -c \"import graft; print(graft.load('{run_dir}/bundle')('PHOTO'))\"", soft_wrap=True)
 

@@ -6,33 +6,45 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.artifacts import RunDirectory, open_run
+from graft.artifacts import RunDirectory
 from graft.assembly import (
     build_classifier,
-    build_data,
+    cache_folder,
     expected_input,
     fit_classifier,
+    fitting_team,
     look,
     open_folder,
+    open_run_of,
     save_model,
+    with_local_weights,
 )
 from graft.classifier import Classifier
-from graft.config import Config, DataKind, config_hash, to_yaml
+from graft.config import Config, DataKind, config_hash
+from graft.data.findings import LEAKS, summarise
 from graft.environment import describe_environment
 from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_predictions
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
 from graft.photos import Photos
-from graft.storage import local_path
+from graft.processes import join_team
 from graft.terminal import progress_bar
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: its directory, its flat metrics, and whether they are those of drawn photos."""
+    """What a run left.
+
+    Attributes:
+        run_dir: its directory.
+        metrics: name -> number; empty in a process that is not the leader of its run.
+        toy: whether they are those of drawn photos.
+        remarks: what is wrong with the photos, a line each.
+    """
 
     run_dir: Path
     metrics: dict[str, float]
     toy: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 def train(config: Config, overrides: tuple[str, ...] = (), started: float | None = None) -> RunResult:
@@ -50,17 +62,21 @@ def train(config: Config, overrides: tuple[str, ...] = (), started: float | None
     started = time.perf_counter() if started is None else started
     quiet_lightning()
     device = pick_device(config.trainer.accelerator.value)
-    with exit_on_sigterm(), open_run(local_path(config.run_dir, "run_dir"), to_yaml(config), overrides) as run:
-        run.write_json("environment.json", {**describe_environment(), "device": device})
-        spec = expected_input(config)
-        folder = open_folder(config)
-        classifier = build_classifier(config, folder, spec)
-        photos = look(config, folder, classifier, spec, device)
+    with exit_on_sigterm(), join_team(device) as team, open_run_of(config, overrides, team) as run:
+        run.write_json("environment.json", {**describe_environment(), "device": device, "processes": team.size})
+        local = with_local_weights(config, team)
+        spec = expected_input(local)
+        folder = open_folder(config, team)
+        classifier = build_classifier(local, folder, spec)
+        photos = look(config, folder, classifier, spec, device, team)
         run.write_json("data.json", photos.describe())
 
         fit_started = time.perf_counter()
-        data = build_data(config, photos)
-        classifier = fit_classifier(config, classifier, data, run, device)
+        fitting = fitting_team(config, team)
+        if team.leads or fitting.size > 1:
+            classifier = fit_classifier(config, classifier, photos, run, device, fitting)
+        if not team.leads:
+            return RunResult(run.path, {})
         times = {"features_s": photos.seconds, "fit_s": time.perf_counter() - fit_started}
 
         evaluations, openings = evaluate_splits(config, run, classifier.to(device), photos)
@@ -72,7 +88,7 @@ def train(config: Config, overrides: tuple[str, ...] = (), started: float | None
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)
         run.set_state("finished")
-    return RunResult(run.path, metrics, toy=config.data.kind is DataKind.demo)
+    return RunResult(run.path, metrics, config.data.kind is DataKind.demo, tuple(summarise(photos.findings)))
 
 
 def evaluate_splits(
@@ -90,7 +106,7 @@ def evaluate_splits(
             test,
             photos.source,
             classifier.logits,
-            ledger=local_path(config.features.cache_dir, "features.cache_dir") / "test_openings.jsonl",
+            ledger=cache_folder(config) / "test_openings.jsonl",
             data_fingerprint=photos.fingerprint("test"),
             config_hash=config_hash(config),
             run_id=run.run_id,
@@ -108,6 +124,7 @@ def flat_metrics(evaluations: dict[str, Evaluation], openings: int, photos: Phot
         metrics["test/openings"] = openings
     metrics["data/truncated"] = sum(len(damage.truncated) for damage in photos.damage)
     metrics["data/undecodable"] = sum(len(damage.undecodable) for damage in photos.damage)
+    metrics["data/leaks"] = sum(finding.count for finding in photos.findings if finding.check in LEAKS)
     if photos.views:
         metrics["features/computed"] = photos.computed
         metrics["features/reused"] = photos.reused

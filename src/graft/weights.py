@@ -33,7 +33,7 @@ _RENAMED = (
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 )
 # What torch.load and the zip and pickle readers under it raise on damaged files.
-_UNREADABLE = (
+UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
     OSError,
@@ -61,9 +61,13 @@ def named_weights(name: str, weights: str) -> Any:
 
 
 def _accepted(name: str) -> str:
+    return f"accepted: {', '.join([*_names(name), 'none'])}, or {FILE_KINDS}"
+
+
+def _names(name: str) -> list[str]:
+    """The words for weights that a model has."""
     entries = models.get_model_weights(name).__members__
-    words = [word for word in NAMED_WEIGHTS if word.upper() in entries]
-    return f"accepted: {', '.join([*words, 'none'])}, or {FILE_KINDS}"
+    return [word for word in NAMED_WEIGHTS if word.upper() in entries]
 
 
 def locate(name: str, weights: str) -> tuple[Path, str]:
@@ -78,13 +82,13 @@ def locate(name: str, weights: str) -> tuple[Path, str]:
         return path, f"model.weights={weights} ({path})"
     path = Path(weights).expanduser()
     if not path.is_file():
-        what = "a folder" if path.is_dir() else f"no such file{_nearest(path, weights)}"
+        what = "a folder" if path.is_dir() else f"no such file{_nearest(path, name, weights)}"
         raise WeightsError(f"model.weights={weights}: {what}; {_accepted(name)}")
     return path, f"model.weights={weights}"
 
 
-def _nearest(path: Path, weights: str) -> str:
-    if near := difflib.get_close_matches(weights.lower(), NAMED_WEIGHTS, n=1):
+def _nearest(path: Path, name: str, weights: str) -> str:
+    if near := difflib.get_close_matches(weights.lower(), _names(name), n=1):
         return f"; nearest: {near[0]}"
     files = [entry.name for entry in path.parent.iterdir() if entry.is_file()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, files, n=1)
@@ -105,6 +109,7 @@ def _hub_file(weights: str, url: str) -> Path:
         )
     except (OSError, http.client.HTTPException, RuntimeError) as error:
         reason = getattr(error, "reason", error)
+        reason = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
         raise WeightsError(
             f"model.weights={weights}: {path.name} could not be downloaded ({reason}); accepted without "
             f"a network: model.weights=PATH of that file, the file in {folder}, or model.weights=none"
@@ -145,7 +150,7 @@ def _read(path: Path, source: str) -> object:
             # is the one into the module.
             mappable = file.read(4) == b"PK\x03\x04"
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise WeightsError(
             f"{source}: cannot be read as weights ({_reason(error)}); accepted: tensors alone, written by "
             "torch.save(model.state_dict(), PATH) or as .safetensors"

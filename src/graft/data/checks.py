@@ -37,15 +37,15 @@ def apply_policy(
     damage = Damage(split.name, _names(split, truncated), _names(split, undecodable))
     if on_corrupt == "error" and (truncated | undecodable).any():
         bad = [*damage.undecodable, *damage.truncated]
-        listed = ", ".join(str(split.directory / file) for file in bad[:5])
+        listed = ", ".join(f"{split.location}/{file}" for file in bad[:5])
         raise DataError(
-            f"data.on_corrupt=error and {len(bad)} damaged photos in {split.name}: {listed}"
+            f"data.on_corrupt=error and {len(bad)} damaged photo{'s' if len(bad) > 1 else ''} in {split.name}: {listed}"
             f"{', ...' if len(bad) > 5 else ''}; accepted: mend them, or data.on_corrupt=repair or skip"
         )
     keep = ~undecodable if on_corrupt == "repair" else ~(undecodable | truncated)
     if not keep.any():
         raise DataError(
-            f"{split.directory}: data.on_corrupt={on_corrupt} leaves none of its {len(split)} photos: "
+            f"{split.location}: data.on_corrupt={on_corrupt} leaves none of its {len(split)} photos: "
             f"{len(damage.undecodable)} cannot be decoded, {len(damage.truncated)} are truncated"
         )
     return keep, damage

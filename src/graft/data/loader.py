@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
+from graft.errors import GraftError
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 Place = tuple[int, int]  # (epoch, index of the photo in its split)
 
@@ -29,7 +31,8 @@ class EpochOrder(Sampler[list[Place]]):
     """Batches of (epoch, index): a fresh permutation per epoch, from (seed, epoch) alone.
 
     With `weights`, float64 [N], photos are drawn with replacement in proportion to them. `start`
-    batches are left out once: those that an interrupted epoch has served already.
+    batches are left out once: those that an interrupted epoch has served already. Of several processes, each
+    takes every `size`-th photo of a batch, from its `rank` on: a short batch may leave it none.
     """
 
     def __init__(
@@ -40,8 +43,11 @@ class EpochOrder(Sampler[list[Place]]):
         seed: int,
         shuffle: bool,
         weights: NDArray[np.float64] | None = None,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.size = rank, size
         self.probabilities = None if weights is None else weights / weights.sum()
         self.epoch = 0
         self.start = 0
@@ -62,7 +68,8 @@ class EpochOrder(Sampler[list[Place]]):
         order = self._order()
         first, self.start = self.start, 0
         for at in range(first * self.batch_size, self.length, self.batch_size):
-            yield [(self.epoch, int(index)) for index in order[at : at + self.batch_size]]
+            batch = order[at : at + self.batch_size][self.rank :: self.size]
+            yield [(self.epoch, int(index)) for index in batch]
 
     def _order(self) -> NDArray[np.int64]:
         if not self.shuffle:
@@ -93,10 +100,15 @@ class ResumableLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Lightning asks for an iterator only
         self.served = self.order.start
-        for batch in super().__iter__():
-            # Counted before the batch is handed out: a checkpoint is written after it was used.
-            self.served += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                # Counted before the batch is handed out: a checkpoint is written after it was used.
+                self.served += 1
+                yield batch
+        except GraftError as error:
+            # torch puts the traceback of the worker into the message; the last line is what the worker said.
+            said = str(error).strip().splitlines()[-1]
+            raise type(error)(said.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the running epoch were served."""

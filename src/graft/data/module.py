@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -26,13 +23,15 @@ class ImageData(pl.LightningDataModule):
         train: the training split; every photo must be decodable (see `graft.data.checks`).
         valid: the validation split.
         spec: what the backbone expects of an image.
-        batch_size: images per optimiser step.
+        batch_size: images per optimiser step, in all processes together.
         balance: `sampler` draws every class equally often; `none` and `loss` draw every photo once.
         augment: random crop and flip of training images.
         workers: loader processes for images; 0 decodes in this process.
         seed: of order and augmentation.
         train_source: features instead of images, in the order of `train`.
         valid_source: likewise for `valid`.
+        rank: of this process.
+        size: number of processes.
     """
 
     def __init__(
@@ -48,27 +47,37 @@ class ImageData(pl.LightningDataModule):
         seed: int = 0,
         train_source: Source | None = None,
         valid_source: Source | None = None,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         super().__init__()
         self.labels = train.labels()
         self.num_classes = len(train.class_names)
         self.batch_size, self.seed = batch_size, seed
         self.balance = balance
+        self.rank, self.size = rank, size
         self.workers = 0 if train_source else workers
-        self.train_source = train_source or ImageSource(
-            train.paths(), self.labels, spec, augment_seed=seed if augment else None
-        )
-        self.valid_source = valid_source or ImageSource(valid.paths(), valid.labels(), spec)
+        self.train_source = train_source or ImageSource(train, spec, augment_seed=seed if augment else None)
+        self.valid_source = valid_source or ImageSource(valid, spec)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled by (seed, epoch); continues an interrupted epoch."""
         weights = inverse_frequency(self.labels, self.num_classes)[self.labels] if self.balance == "sampler" else None
-        order = EpochOrder(len(self.train_source), self.batch_size, seed=self.seed, shuffle=True, weights=weights)
+        order = EpochOrder(
+            len(self.train_source),
+            self.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            weights=weights,
+            rank=self.rank,
+            size=self.size,
+        )
         return ResumableLoader(self.train_source, order, workers=self.workers)
 
     def val_dataloader(self) -> ResumableLoader:
         """In the order of the split."""
-        order = EpochOrder(len(self.valid_source), max(256, self.batch_size), seed=0, shuffle=False)
+        portion = max(256, self.batch_size)
+        order = EpochOrder(len(self.valid_source), portion, seed=0, shuffle=False, rank=self.rank, size=self.size)
         return ResumableLoader(self.valid_source, order, workers=self.workers)
 
 
@@ -79,29 +88,21 @@ class ImageSource:
     resumed or repeated run sees the same pixels, whichever process decodes them.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: NDArray[np.int64],
-        spec: InputSpec,
-        augment_seed: int | None = None,
-    ) -> None:
-        self.paths, self.labels, self.spec, self.augment_seed = (
-            paths,
-            torch.from_numpy(labels),
-            spec,
-            augment_seed,
-        )
+    def __init__(self, split: Split, spec: InputSpec, augment_seed: int | None = None) -> None:
+        self.split, self.spec, self.augment_seed = split, spec, augment_seed
+        self.labels = torch.from_numpy(split.labels())
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.split)
 
     def __getitems__(self, places: list[Place]) -> Batch:
-        images = np.stack([self._pixels(*place) for place in places])
-        return torch.from_numpy(images), self.labels[[index for _, index in places]]
+        images = np.empty((len(places), self.spec.image_size, self.spec.image_size, 3), np.uint8)
+        for slot, place in enumerate(places):
+            images[slot] = self._pixels(*place)
+        return torch.from_numpy(images), self.labels[np.array([index for _, index in places], np.int64)]
 
     def _pixels(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        data = self.paths[index].read_bytes()
+        data = self.split.read(index)
         if self.augment_seed is None:
             return render(data, self.spec).pixels
         rng = np.random.default_rng([self.augment_seed, epoch, index])

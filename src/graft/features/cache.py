@@ -1,20 +1,16 @@
-"""Features on disk: append-only, memory-mapped shards, one directory per function computed.
+"""Features on disk: one directory of shards per function computed.
 
-A shard is one .npy file of records (key, status, feature), written under another name and renamed,
-so it exists whole or not at all. A key is the content hash of a photo: the same photo is computed
-once, wherever it lies, and a changed one is another photo. A shard that other hands cut short is found
-when it is read, removed, and computed again; bits that flip inside of one are not.
+A record is (key, status, feature). A key is the content hash of a photo: the same photo is computed
+once, wherever it lies, and a changed one is another photo.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +20,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from graft.data.folder import DIGEST_BYTES, Digests
-from graft.storage import write_atomic, write_text
-from graft.terminal import say
+from graft.data.digests import DIGEST_BYTES, Digests
+from graft.shards import Keys, Shards, open_shard
+from graft.storage import write_text
 
 FORMAT = 1
 OK, TRUNCATED, UNDECODABLE = 0, 1, 2
-# A process keeps every shard open and may often have 1024 files open, so small shards are joined.
-JOIN_FROM = 16
-JOINED_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -71,54 +64,27 @@ class Space:
         """The dtype of one shard record."""
         return np.dtype([("key", f"S{DIGEST_BYTES}"), ("status", "u1"), ("feature", self.dtype, (self.width,))])
 
+    @property
+    def shards(self) -> Shards:
+        """Where the records are."""
+        return Shards(self.path, self.record())
+
     def append(self, keys: Digests, status: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
         """Write one shard: keys [n], status [n], features [n, width]."""
         records = np.empty(len(keys), self.record())
         records["key"], records["status"], records["feature"] = keys, status, features
-        self._write(records)
+        self.shards.append(records)
 
-    def read(self) -> Table:
-        """All that was computed so far; marks the space as used, for `evict`.
-
-        The lock must be held: what killed processes left and damaged shards are removed, small shards joined.
-        """
+    def tidy(self) -> None:
+        """Make the directory ready for use and mark it as used, for `evict`. The lock must be held."""
         if not (self.path / "space.json").exists():
             write_text(self.path / "space.json", json.dumps({**self.describe, "width": self.width}, indent=2) + "\n")
         os.utime(self.path / "space.json")
-        self._remove_remains()
-        self._join()
-        return Table([np.load(shard, mmap_mode="r") for shard in self._shards()], self.width)
+        self.shards.tidy()
 
-    def _shards(self) -> list[Path]:
-        return sorted(self.path.glob("*.npy"))
-
-    def _write(self, records: NDArray[np.void]) -> None:
-        buffer = io.BytesIO()
-        np.save(buffer, records)
-        write_atomic(self.path / f"{uuid.uuid4().hex}.npy", buffer.getvalue())
-
-    def _remove_remains(self) -> None:
-        for unfinished in self.path.glob(".*.npy.*"):  # as write_atomic names them
-            unfinished.unlink()
-        for path in self._shards():
-            shard = _open(path)
-            if shard is None or shard.dtype != self.record():
-                say(f"{path} is damaged and was removed; its features are computed again")
-                path.unlink()
-
-    def _join(self) -> None:
-        small = [path for path in self._shards() if path.stat().st_size < JOINED_BYTES / 2]
-        group: list[Path] = []
-        size = 0
-        for path in small if len(small) >= JOIN_FROM else ():
-            group.append(path)
-            size += path.stat().st_size
-            if size >= JOINED_BYTES or path == small[-1]:
-                self._write(np.concatenate([np.load(joined) for joined in group]))
-                # A process killed here leaves rows twice, which does no harm.
-                for joined in group:
-                    joined.unlink()
-                group, size = [], 0
+    def table(self) -> Table:
+        """All that was computed so far."""
+        return Table(self.shards.open(), self.width)
 
 
 class Table:
@@ -126,18 +92,12 @@ class Table:
 
     def __init__(self, shards: Sequence[NDArray[np.void]], width: int) -> None:
         self.shards, self.width = shards, width
-        keys = [shard["key"] for shard in shards]
-        all_keys = np.concatenate(keys) if keys else np.empty(0, f"S{DIGEST_BYTES}")
-        self._order = np.argsort(all_keys, kind="stable")
-        self._sorted = all_keys[self._order]
+        self._keys = Keys([shard["key"] for shard in shards])
         self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
 
     def rows(self, keys: Digests) -> NDArray[np.int64]:
         """Row of every key, int64 [N]; -1 where it has not been computed."""
-        if not len(self._sorted):
-            return np.full(len(keys), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        return np.where(self._sorted[at] == keys, self._order[at], -1)
+        return self._keys.rows(keys)
 
     def status(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """OK, TRUNCATED or UNDECODABLE, uint8 [n]."""
@@ -185,7 +145,7 @@ def usage(root: Path) -> list[Usage]:
 
 def _measure(marker: Path) -> Usage:
     paths = list(marker.parent.glob("*.npy"))
-    shards = [shard for path in paths if (shard := _open(path)) is not None]
+    shards = [shard for path in paths if (shard := open_shard(path)) is not None]
     return Usage(
         key=marker.parent.name,
         describe=json.loads(marker.read_text()),
@@ -225,12 +185,3 @@ def remove(root: Path, key: str) -> bool:
 def _lock(root: Path, key: str) -> FileLock:
     # Beside the space: the lock of a directory that is removed must outlive it.
     return FileLock(root / f"{key}.lock")
-
-
-def _open(path: Path) -> NDArray[np.void] | None:
-    """The records of a shard, memory-mapped; None where the file is damaged."""
-    try:
-        shard: NDArray[np.void] = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError):
-        return None
-    return shard

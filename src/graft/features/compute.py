@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from graft.data.folder import Digests
+from graft.data.digests import DIGEST_BYTES, UNKNOWN, DigestIndex, Digests
+from graft.data.folder import PhotoList
 from graft.features.cache import Space, evict
 from graft.features.engines import Engine, Normalised, Pixels, Receive, Vectors, make_engine, resolve
 from graft.features.extract import Extracted, Job, Progress, extract
 from graft.images import PIXELS_VERSION, InputSpec
 from graft.model import feature_width, fingerprint
+from graft.processes import ALONE, Team
 from graft.transforms import VIEW_VERSION
 
 # bf16 has 8 bits of mantissa and float16 has 11: nothing is lost by storing half as much.
@@ -55,32 +56,48 @@ class FeatureCache:
         directory: of all cached features.
         backbone: the function.
         workers: decoding threads.
+        index: of content hashes, so that photos seen before are not read again; None reads them all.
+        team: the processes that share the work.
     """
 
-    def __init__(self, directory: Path, backbone: Backbone, *, workers: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        backbone: Backbone,
+        *,
+        workers: int,
+        index: DigestIndex | None = None,
+        team: Team = ALONE,
+    ) -> None:
         self.directory, self.backbone, self.workers = directory, backbone, workers
+        self.index, self.team = index, team
         self.engine, self.precision = resolve(backbone.engine, backbone.precision, backbone.device)
         self._weights = backbone.fingerprint or fingerprint(backbone.module)
         self._spaces: set[str] = set()
         self._engine: Engine | None = None
 
-    def plain(self, paths: Sequence[Path], digests: Digests, progress: Progress) -> Extracted:
-        """The plain view of every photo, in their order."""
-        return self._pass(paths, digests, None, progress)
+    def plain(self, photos: PhotoList, progress: Progress) -> Extracted:
+        """The plain view of every photo, in their order, and their content hashes."""
+        return self._pass(photos, known_digests(photos, self.index), None, progress)
 
-    def view(self, number: int, seed: int, paths: Sequence[Path], digests: Digests, progress: Progress) -> Extracted:
+    def view(self, number: int, seed: int, photos: PhotoList, digests: Digests, progress: Progress) -> Extracted:
         """One augmented view of every photo: its crop depends on (seed, number, the photo's bytes) alone."""
-        return self._pass(paths, digests, (seed, number), progress)
+        return self._pass(photos, digests, (seed, number), progress)
+
+    @property
+    def key(self) -> str:
+        """Hex digest of what the plain view's features depend on beside the photos."""
+        return self._space(None).key
 
     def evict(self, max_bytes: float) -> list[str]:
         """Remove the least recently used features of other runs beyond `max_bytes`."""
         return evict(self.directory, max_bytes, keep=sorted(self._spaces))
 
     def _pass(
-        self, paths: Sequence[Path], digests: Digests, view_seed: tuple[int, ...] | None, progress: Progress
+        self, photos: PhotoList, digests: Digests, view_seed: tuple[int, ...] | None, progress: Progress
     ) -> Extracted:
         b = self.backbone
-        job = Job(paths, digests, b.spec, view_seed, b.batch_size, self.workers)
+        job = Job(photos, digests, b.spec, view_seed, b.batch_size, self.workers, self.index, self.team)
         space = self._space(view_seed)
         self._spaces.add(space.key)
         return extract(job, space, self._make, progress)
@@ -142,15 +159,30 @@ def _hand_over(tag: tuple[Receive, Any], vectors: Vectors) -> None:
     receive(own, vectors)
 
 
-def inspect(paths: Sequence[Path], digests: Digests, directory: Path, *, workers: int, progress: Progress) -> Extracted:
+def inspect(
+    photos: PhotoList,
+    directory: Path,
+    *,
+    workers: int,
+    progress: Progress,
+    index: DigestIndex | None = None,
+    team: Team = ALONE,
+) -> Extracted:
     """Decode every photo once without computing anything of it; `table.status` tells what is wrong.
 
     For runs that read images in every epoch: they must know before the first step which photos
     cannot be decoded. The answer is cached like features, as vectors of no numbers.
     """
     space = Space(directory, {"backbone": "none", "view": "decoded at 224 pixels"}, 0, "float16")
-    job = Job(paths, digests, InputSpec(), None, 16, workers)
+    job = Job(photos, known_digests(photos, index), InputSpec(), None, 16, workers, index, team)
     return extract(job, space, _NoEngine, progress)
+
+
+def known_digests(photos: PhotoList, index: DigestIndex | None) -> Digests:
+    """Content hashes of photos as far as the index has them, bytes [N]."""
+    if index is None:
+        return np.full(len(photos), UNKNOWN, f"S{DIGEST_BYTES}")
+    return index.look_up(photos.tags)
 
 
 class _NoEngine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from graft.environment import available_cores
 from graft.transforms import normalise
 
 Pixels = NDArray[np.uint8]  # [B, S, S, 3]
@@ -101,6 +103,8 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
         }
+        if "LOCAL_WORLD_SIZE" in os.environ:  # each process of several would take all cores
+            hints["INFERENCE_NUM_THREADS"] = str(available_cores())
         self._queue = ov.AsyncInferQueue(ov.Core().compile_model(model, "CPU", hints), 0)
         # The output tensor is used again for a later batch, so what is received is a copy.
         self._queue.set_callback(lambda request, tag: receive(tag, request.get_output_tensor(0).data.copy()))

@@ -1,29 +1,33 @@
-"""One pass over the photos at the machine's limit: decode in threads, run the engine, append shards."""
+"""One pass over the photos at the machine's limit: read, hash, decode in threads, run the engine, append shards.
+
+A photo is read once. Where its content hash is known already, because the file was seen in an earlier run,
+and its vector is there, it is not read at all.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from graft.data.folder import Digests
-from graft.errors import ConfigError, WeightsError
-from graft.features.cache import OK, TRUNCATED, UNDECODABLE, Space, Table
-from graft.features.engines import Engine, Pixels, Receive, Vectors
-from graft.images import ImageError, InputSpec, render
+from graft.data.digests import UNKNOWN, DigestIndex, Digests
+from graft.data.folder import PhotoList
+from graft.errors import DataError
+from graft.features.cache import Space, Table
+from graft.features.decode import KNOWN, Batch, Decoder, Index, Reading, ahead
+from graft.features.engines import Engine, Receive, Vectors
+from graft.features.exchange import fetch_from_others, merge_digests
+from graft.features.writer import ShardWriter
+from graft.images import InputSpec
+from graft.processes import ALONE, Team
+from graft.shards import distinct
 from graft.terminal import say
-from graft.transforms import random_view
-
-SHARD_ROWS = 1024
-SHARD_SECONDS = 5.0  # what an interruption costs at most, beside the batches in flight
 
 Progress = Callable[[int], None]  # called with the number of photos done
 
@@ -33,41 +37,47 @@ class Job:
     """What one pass computes.
 
     Attributes:
-        paths: photos.
-        digests: their content hashes, bytes [N].
+        photos: what is looked at.
+        digests: their content hashes, bytes [N]; UNKNOWN where the photo has to be read for it.
         spec: what the backbone expects of an image.
         view_seed: None for the plain view; else the crop and flip depend on this and the photo's bytes.
         batch_size: images per call of the engine.
         workers: decoding threads.
+        index: keeps content hashes; None keeps none.
+        team: the processes that share the work.
     """
 
-    paths: Sequence[Path]
+    photos: PhotoList
     digests: Digests
     spec: InputSpec
     view_seed: tuple[int, ...] | None
     batch_size: int
     workers: int
+    index: DigestIndex | None = None
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """The table of a space with the row of every photo, and what it took to complete it."""
+    """The table of a space, the row and the content hash of every photo, and what it took to complete the table."""
 
     table: Table
     rows: NDArray[np.int64]
+    digests: Digests
     computed: int
     reused: int
 
-    def at(self, rows: NDArray[np.int64]) -> Extracted:
+    def at(self, rows: NDArray[np.int64], digests: Digests) -> Extracted:
         """The same table for other photos of it."""
-        return replace(self, rows=rows)
+        return replace(self, rows=rows, digests=digests)
 
 
 def extract(job: Job, space: Space, make: Callable[[Receive], Engine], progress: Progress) -> Extracted:
     """Complete a space for the photos of a job and return where their vectors lie.
 
     A process that finds another one computing the same space waits for it and then reuses its work.
-    Photos that cannot be decoded get a row of zeros with the status UNDECODABLE.
+    Photos that cannot be decoded get a row of zeros with the status UNDECODABLE. The processes of a team
+    share the work: each reads and computes its part of what is missing.
 
     Args:
         job: the photos.
@@ -77,128 +87,126 @@ def extract(job: Job, space: Space, make: Callable[[Receive], Engine], progress:
 
     Raises:
         ConfigError: the vectors are too large or too small for the dtype of the space.
+        DataError: a photo cannot be read or changes meanwhile, or the processes of a team find different photos.
         WeightsError: the vectors are not finite.
     """
-    with _alone(space.lock()):
-        table = space.read()
-        _, first = np.unique(job.digests, return_index=True)
-        unique = np.sort(first)
-        missing = unique[table.rows(job.digests[unique]) < 0]
-        progress(len(job.paths) - len(missing))
-        if len(missing):
-            _compute(job, missing, space, make, progress)
-            table = space.read()
-    return Extracted(table, table.rows(job.digests), len(missing), len(unique) - len(missing))
+    team, photos = job.team, job.photos
+    _check_same_photos(photos, team)
+    with _held(space, team) as tends:
+        table = _ready(space, team, tends)
+        digests = team.agree_on(job.digests.copy())
+        todo = np.flatnonzero(team.agree_on(_to_do(digests, table)))
+        progress(len(photos) - len(todo))
+        mine = todo[team.rank :: team.size]
+        new = _compute(replace(job, digests=digests), mine, table, space, make, progress) if len(mine) else 0
+        digests = merge_digests(digests, todo, team)
+        computed = int(team.total(np.array([new]))[0])
+        if len(todo):
+            table = _ready(space, team, tends)
+        if team.machines > 1:
+            fetch_from_others(digests, space, team, tends=tends)
+            table = _ready(space, team, tends)
+    return Extracted(table, _rows(table, digests, photos), digests, computed, len(distinct(digests)) - computed)
+
+
+def _check_same_photos(photos: PhotoList, team: Team) -> None:
+    """Refuse a team whose processes list different photos: each has looked by itself, perhaps on its own disk."""
+    found = photos.names_hash() if team.size > 1 else ""
+    if team.agree(found) != found:
+        raise DataError(
+            f"{photos.splits[0].store.location}: process {team.rank} finds other photos than process 0; "
+            "accepted is the same data on every machine"
+        )
+
+
+def _to_do(digests: Digests, table: Table) -> NDArray[np.bool_]:
+    """Which photos must be read, bool [N]: those of unknown content, and one of each content without a vector."""
+    first = distinct(digests)
+    todo: NDArray[np.bool_] = digests == UNKNOWN
+    todo[first] |= table.rows(digests[first]) < 0
+    return todo
+
+
+def _rows(table: Table, digests: Digests, photos: PhotoList) -> NDArray[np.int64]:
+    """Row of every photo: a copy of a photo that was read anew, and is now another one, has none."""
+    rows = table.rows(digests)
+    if (rows < 0).any():
+        path = photos.path(int(np.argmax(rows < 0)))
+        raise DataError(f"{path} or a copy of it was changed while photos were read; the same command reads it again")
+    return rows
+
+
+def _ready(space: Space, team: Team, tends: bool) -> Table:
+    """The table, when all processes have written what they have."""
+    team.wait()
+    if tends:
+        space.tidy()
+    team.wait()
+    return space.table()
 
 
 @contextmanager
-def _alone(lock: FileLock) -> Iterator[None]:
-    """Hold the lock; says so when another process has it, for it may compute for an hour."""
+def _held(space: Space, team: Team) -> Iterator[bool]:
+    """Hold a space for the whole team; yields whether this process tends it, as one of each machine does.
+
+    Machines may have one cache directory or each its own: a note of the leader's tells them apart.
+    """
+    lock, note = space.lock(), space.root / f"{space.key}.{team.agree(uuid.uuid4().hex)}.team"
+    if team.leads:
+        _acquire(lock)
+        for left in space.root.glob(f"{space.key}.*.team"):  # by a killed process
+            left.unlink()
+        note.touch()
+    team.wait()
+    tends = team.leads or (team.leads_machine and not note.exists())
+    if tends and not team.leads:
+        _acquire(lock)
+    team.wait()
+    try:
+        yield tends
+    finally:
+        if team.leads:
+            note.unlink()
+        if tends:
+            lock.release()
+
+
+def _acquire(lock: FileLock) -> None:
+    """Take the lock; says so when another process has it, for it may compute for an hour."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
         say("another process computes these features; waiting for it")
         lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _compute(
-    job: Job, missing: NDArray[np.intp], space: Space, make: Callable[[Receive], Engine], progress: Progress
-) -> None:
-    writer = _ShardWriter(space)
+    job: Job, todo: Index, table: Table, space: Space, make: Callable[[Receive], Engine], progress: Progress
+) -> int:
+    """Complete the vectors of the photos `todo`, and their digests in the job; returns how many vectors are new."""
+    writer = ShardWriter(space, job.index)
     workers = max(job.workers, 1)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        portions = [missing[at : at + job.batch_size] for at in range(0, len(missing), job.batch_size)]
-        batches = _ahead(pool, lambda portion: _decode(job, portion), portions, 2 * workers)
+    portions = [todo[at : at + job.batch_size] for at in range(0, len(todo), job.batch_size)]
 
-        def receive(tag: tuple[NDArray[np.intp], NDArray[np.uint8], Pixels], vectors: Vectors) -> None:
-            portion, status, _ = tag  # the pixels ride along so that they live until the engine has read them
-            writer.add(job.digests[portion], status, vectors[: len(portion)])
-            progress(len(portion))
+    def receive(batch: Batch, vectors: Vectors) -> None:
+        new = batch.status != KNOWN
+        writer.add(batch.digests[new], batch.status[new], vectors[: len(new)][new])
+        progress(len(new))
 
-        engine = make(receive)
-        for portion, status, pixels in batches:
-            engine.submit(pixels, (portion, status, pixels))
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool, Reading(job.photos, portions) as reading:
+        decoder = Decoder(reading, table, job.spec, job.view_seed, job.batch_size)
+        engine: Engine | None = None
+        for batch in ahead(pool, decoder.decode, range(len(portions)), 2 * workers):
+            unknown = job.digests[batch.portion] == UNKNOWN
+            writer.note(job.photos.tags[batch.portion][unknown], batch.digests[unknown])
+            job.digests[batch.portion] = batch.digests
+            if batch.pixels is None:
+                progress(len(batch.status))
+            else:
+                engine = engine or make(receive)
+                engine.submit(batch.pixels, batch)
             writer.flush_if_due()
-        engine.finish()
+        if engine:
+            engine.finish()
     writer.flush()
-
-
-class _ShardWriter:
-    """Collects rows and appends them as a shard when there are enough, or when they get old."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self._rows: list[tuple[Digests, NDArray[np.uint8], Vectors]] = []
-        self._flushed = time.monotonic()
-
-    def add(self, keys: Digests, status: NDArray[np.uint8], vectors: Vectors) -> None:
-        # list.append is atomic: engines call this from their own threads.
-        self._rows.append((keys, status, np.where(status[:, None] == UNDECODABLE, np.float32(0), vectors)))
-
-    def flush_if_due(self) -> None:
-        old = time.monotonic() - self._flushed > SHARD_SECONDS
-        if self._rows and (old or sum(len(keys) for keys, _, _ in self._rows[:]) >= SHARD_ROWS):
-            self.flush()
-
-    def flush(self) -> None:
-        count = len(self._rows)
-        taken, self._rows[:count] = self._rows[:count], []
-        self._flushed = time.monotonic()
-        if taken:
-            keys, status, vectors = (np.concatenate(column) for column in zip(*taken, strict=True))
-            _check_stored(vectors, self._space)
-            self._space.append(keys, status, vectors)
-
-
-def _check_stored(vectors: Vectors, space: Space) -> None:
-    """Refuse what would not survive being stored: infinite, not a number, or lost below float16's least number."""
-    with np.errstate(all="ignore"):
-        largest = np.abs(vectors).max(initial=0)
-        lost = np.abs(vectors.astype(space.dtype).astype(np.float32) - vectors).max(initial=0)
-    if lost <= largest / 256:
-        return
-    name = space.describe["backbone"]
-    if space.dtype == "float16":
-        raise ConfigError(
-            f"features.precision=bf16: the largest feature of {name} is {largest:.3g}, and float16, which keeps "
-            "them, holds 1e-5 to 65504; accepted is fp32"
-        )
-    raise WeightsError(f"model.weights: the features of {name} are not finite; accepted are weights that fit it")
-
-
-def _decode(job: Job, portion: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8], Pixels]:
-    """One batch: always batch_size images, the unused ones black."""
-    size = job.spec.image_size
-    pixels = np.zeros((job.batch_size, size, size, 3), np.uint8)
-    status = np.full(len(portion), OK, np.uint8)
-    for slot, index in enumerate(portion):
-        try:
-            rendered = render(job.paths[index].read_bytes(), job.spec, _chooser(job, index))
-        except ImageError:
-            status[slot] = UNDECODABLE
-            continue
-        pixels[slot] = rendered.pixels
-        status[slot] = TRUNCATED if rendered.truncated else OK
-    return portion, status, pixels
-
-
-def _chooser(job: Job, index: np.intp) -> Any:
-    if job.view_seed is None:
-        return None
-    rng = np.random.default_rng([*job.view_seed, int.from_bytes(job.digests[index].ljust(16, b"\0"), "little")])
-    return lambda width, height: random_view(width, height, rng)
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], depth: int) -> Iterator[Any]:
-    """Results in order, at most `depth` of them computed ahead: memory stays flat."""
-    pending: list[Future[Any]] = []
-    for item in items:
-        pending.append(pool.submit(work, item))
-        if len(pending) >= depth:
-            yield pending.pop(0).result()
-    for future in pending:
-        yield future.result()
+    return writer.written

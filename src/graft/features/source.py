@@ -27,8 +27,8 @@ class FeatureSource:
 
     def __getitems__(self, places: list[Place]) -> Batch:
         """See `Source`."""
-        index = np.array([place for _, place in places])
-        shown = np.array([(epoch + place) % len(self.views) for epoch, place in places])
+        index = np.array([place for _, place in places], np.int64)
+        shown = np.array([(epoch + place) % len(self.views) for epoch, place in places], np.int64)
         out = np.empty((len(places), self.views[0].table.width), np.float32)
         for number in np.unique(shown):
             mine, view = shown == number, self.views[number]
