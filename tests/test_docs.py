@@ -44,7 +44,7 @@ def test_the_make_commands_are_run_by_ci() -> None:
 
 
 def test_linked_files_exist() -> None:
-    for document in ["README.md", "docs/your-data.md", "docs/decisions/README.md"]:
+    for document in ["README.md", "docs/your-data.md", "docs/tune.md", "docs/decisions/README.md"]:
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
             assert (folder / target).exists(), f"{document} links to {target}"
@@ -54,7 +54,7 @@ def test_linked_files_exist() -> None:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reader's folder: the checkout's programs, photos both split and unsplit, and weights in torch.hub's cache."""
     home = tmp_path_factory.mktemp("reader")
-    for name in ("train.py", "conf"):
+    for name in ("train.py", "tune.py", "conf"):
         (home / name).symlink_to(ROOT / name)
     draw_folder(home / "photos", classes=3, train=12, valid=4, test=4)
     unsplit = home / "unsplit"
@@ -93,6 +93,12 @@ def run(command: str, home: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [line for line in commands("README.md") if not line.startswith("make ")])
 def test_readme_command(command: str, reader: Path) -> None:
+    run(command, reader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands("docs/tune.md"))
+def test_command_of_the_search(command: str, reader: Path) -> None:
     run(command, reader)
 
 

@@ -25,7 +25,7 @@ LAYERS = {
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
     2: {"data", "features", "classifier", "evaluate", "metrics"},
     3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle"},
-    4: {"launcher"},
+    4: {"launcher", "search"},
 }
 
 # Groups that see less than everything below them.
@@ -44,7 +44,18 @@ SEES_ONLY = {
 HEAVY = {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning", "openvino", "tensorboard"}
 LIGHTNING = {"pytorch_lightning", "lightning"}
 # Imported inside the function that needs them, in every layer: extras, slow or not installed.
-LATE = {"boto3", "botocore", "sagemaker", "optuna", "smdebug", "uvicorn", "starlette"}
+LATE = {
+    "boto3",
+    "botocore",
+    "sagemaker",
+    "optuna",
+    "matplotlib",
+    "sqlalchemy",
+    "psycopg",
+    "smdebug",
+    "uvicorn",
+    "starlette",
+}
 CONFIG_PACKAGES = {"hydra", "omegaconf"}
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "managers"}
 

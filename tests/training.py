@@ -43,9 +43,11 @@ def run(overrides: list[str]) -> RunResult:
     return train(composed(*overrides), tuple(overrides))
 
 
-def start(overrides: list[str], *options: str, program: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """`python PROGRAM train.py OPTIONS OVERRIDES` as a process and a process group of its own, its output piped."""
-    command = [sys.executable, *program, str(ROOT / "train.py"), *options, *overrides]
+def start(
+    overrides: list[str], *options: str, program: tuple[str, ...] = (), script: str = "train.py"
+) -> subprocess.Popen[str]:
+    """`python PROGRAM SCRIPT OPTIONS OVERRIDES` as a process and a process group of its own, its output piped."""
+    command = [sys.executable, *program, str(ROOT / script), *options, *overrides]
     return subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -245,7 +245,13 @@ def fitting_team(config: Config, team: Team) -> Team:
 
 
 def fit_classifier(
-    config: Config, classifier: Classifier, photos: Photos, run: RunDirectory, device: str, team: Team = ALONE
+    config: Config,
+    classifier: Classifier,
+    photos: Photos,
+    run: RunDirectory,
+    device: str,
+    team: Team = ALONE,
+    watching: Sequence[pl.Callback] = (),
 ) -> Classifier:
     """Train; the classifier of the epoch with the lowest valid/loss."""
     pl.seed_everything(config.seed, verbose=False)
@@ -265,6 +271,7 @@ def fit_classifier(
         progress=t.progress,
         threads=HEAD_THREADS if config.trains_on_features and device == "cpu" else None,
         team=team,
+        watching=watching,
     )
 
 

@@ -9,11 +9,19 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+    ValueType,
+)
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,6 +50,103 @@ class Given(NamedTuple):
     key: str
     values: list[Any]
     text: str
+
+
+class SearchLine(NamedTuple):
+    """The command line of a search: what is left for `prepare`, and what it says of the space.
+
+    Attributes:
+        argv: without the sweeps.
+        space: key -> what is tried, in the order given.
+        fixed: keys that are given one value, and so are not searched.
+    """
+
+    argv: list[str]
+    space: dict[str, str]
+    fixed: frozenset[str]
+
+
+class Spread(NamedTuple):
+    """Values to try, as Hydra's grammar tells them: a list of them, or an interval.
+
+    Attributes:
+        values: of choice(..) and of range(..) without a logarithm; empty for an interval.
+        low: of an interval.
+        high: of an interval, included.
+        whole: only integers.
+        log: even in the logarithm.
+    """
+
+    values: tuple[Any, ...]
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    log: bool = False
+
+
+def take_sweeps(argv: list[str]) -> SearchLine:
+    """Take what Hydra would sweep out of a command line.
+
+    Raises:
+        ConfigError: --multirun is given, or an unknown key, or a group of options.
+    """
+    if {"-m", "--multirun"} & set(argv):
+        raise ConfigError("a search sweeps without -m: give the keys, as in 'optim.lr=interval(1e-4, 1e-1)'")
+    rest, space, fixed = [], {}, set()
+    for argument in argv:
+        override = _parsed(argument) if _is_override(argument) else None
+        if override is None or not override.is_sweep_override():
+            rest.append(argument)
+            fixed |= {override.key_or_group} if override else set()
+            continue
+        key = override.key_or_group
+        if key in GROUPS or key == "experiment":
+            raise ConfigError(
+                f"{argument}: {key} is a group of options; a search tries values of keys, as {key}.KEY=.."
+            )
+        if key not in knobs():
+            raise unknown_key(key)
+        space[key] = argument.partition("=")[2]
+    return SearchLine(rest, space, frozenset(fixed - set(space)))
+
+
+def read_spread(key: str, text: str) -> Spread:
+    """What `text` says is tried of `key`: choice(..), a list of values, interval(..), range(..), with tag(log, ..).
+
+    Raises:
+        ConfigError: it is none of these, or a value that the key does not accept.
+    """
+    if key not in knobs():
+        raise unknown_key(key)
+    override = _parsed(f"{key}={text}")
+    sweep = override.value() if override and override.is_sweep_override() else None
+    spread = _spread(key, sweep) if isinstance(sweep, ChoiceSweep | RangeSweep | IntervalSweep) else None
+    if override is None or spread is None or not (spread.values or spread.low < spread.high):
+        raise ConfigError(
+            f"{key}={text}: accepted is choice(A, B, ..), interval(LOW, HIGH), range(FROM, TO_WITHOUT, STEP), "
+            "or tag(log, ..) of the last two, with HIGH above LOW"
+        )
+    ends = spread.values or ((int(spread.low), int(spread.high)) if spread.whole else (spread.low, spread.high))
+    typed = [_checked(key, value) for value in ends]
+    return spread._replace(values=tuple(typed)) if spread.values else spread
+
+
+def _spread(key: str, sweep: ChoiceSweep | RangeSweep | IntervalSweep) -> Spread | None:
+    log, of_integers = "log" in sweep.tags, int in (knobs()[key].hint, *get_args(knobs()[key].hint))
+    if isinstance(sweep, IntervalSweep):
+        low, high = float(sweep.start or 0), float(sweep.end or 0)
+        whole = of_integers or isinstance(sweep.start, int)
+        if whole and not (low.is_integer() and high.is_integer()):
+            return None
+    elif isinstance(sweep, RangeSweep) and log:
+        low, high, whole = float(sweep.start or 0), float(sweep.stop or 0) - 1, True
+        if sweep.step != 1 or not (low.is_integer() and high.is_integer()):
+            return None
+    else:
+        values = sweep.range() if isinstance(sweep, RangeSweep) else sweep.list
+        plain = [item.text if isinstance(item, QuotedString) else item for item in values]
+        return None if log else Spread(tuple(dict.fromkeys(plain)))
+    return None if log and low <= 0 else Spread((), low, high, whole, log)
 
 
 def prepare(argv: list[str], now: str, conf: Path) -> Command:
@@ -112,13 +217,18 @@ def _is_override(argument: str) -> bool:
 
 def _understood(overrides: list[str]) -> Iterator[Given]:
     """The overrides in Hydra's grammar; what it refuses is left to Hydra."""
-    parser = OverridesParser.create()
     for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            continue
-        yield Given(override.key_or_group, _values(override), text)
+        override = _parsed(text)
+        if override is not None:
+            yield Given(override.key_or_group, _values(override), text)
+
+
+def _parsed(text: str) -> Override | None:
+    """An override in Hydra's grammar; None where Hydra refuses it."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
 
 
 def _values(override: Override) -> list[Any]:
@@ -150,7 +260,14 @@ def _check(override: Given) -> None:
     for value in override.values:
         # What it stands for is known, and checked, when all is composed.
         if not (isinstance(value, str) and "${" in value):
-            check_value(key, _typed(key, value))
+            _checked(key, value)
+
+
+def _checked(key: str, value: Any) -> Any:
+    """A value as the schema's type of its key, refused where the key does not accept it."""
+    typed = _typed(key, value)
+    check_value(key, typed)
+    return typed
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -173,7 +290,7 @@ def _read_overrides(path: Path, settled: set[str]) -> list[str]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"overrides_from={path} cannot be read: {' '.join(reason.split())}") from error
     pairs = _flat(content) if isinstance(content, dict) else []
-    lines = [f"{key}={_quote(value)}" for key, value in pairs] or [str(line) for line in content or ()]
+    lines = [f"{key}={quoted(value)}" for key, value in pairs] or [str(line) for line in content or ()]
     given = list(_understood(lines))
     refused = set(lines) - {override.text for override in given}
     if refused:
@@ -220,10 +337,10 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _quote(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value in Hydra's override grammar."""
     if isinstance(value, str):
         return QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, list):
-        return f"[{','.join(_quote(item) for item in value)}]"
+        return f"[{','.join(quoted(item) for item in value)}]"
     return "null" if value is None else str(value)

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, EnumMeta
 from functools import cache
@@ -109,6 +109,23 @@ class Accelerator(Enum):
     gpu = "gpu"
 
 
+class Sampler(Enum):
+    """What proposes the trials of a search."""
+
+    tpe = "tpe"
+    random = "random"
+    grid = "grid"
+    gp = "gp"
+
+
+class Pruner(Enum):
+    """What stops hopeless trials early."""
+
+    none = "none"
+    halving = "halving"
+    median = "median"
+
+
 class LauncherKind(Enum):
     """Who runs the training: this process, or a SageMaker job."""
 
@@ -125,14 +142,19 @@ def knob(
     most: float | None = None,
     below: float | None = None,
     length: int | None = None,
+    among: Iterable[str] = (),
 ) -> Any:
     """A documented dataclass field.
 
-    Bounds are inclusive (least, most) or exclusive (above, below) and hold for each item of a list of `length`.
+    Bounds are inclusive (least, most) or exclusive (above, below) and hold for each item of a list of `length`; a
+    text that is one of a few is `among` them.
     """
     bounds = {"at least": least, "above": above, "at most": most, "below": below}
     given = {words: bound for words, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"doc": doc, "bounds": given, "length": length})
+    metadata = {"doc": doc, "bounds": given, "length": length, "among": tuple(among)}
+    if isinstance(default, list):  # dataclasses share no mutable default among their objects
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -227,6 +249,37 @@ class EvaluateConfig:
     test: bool | None = knob(None, "open the test split; null: yes for one run, no under -m")
 
 
+# Of a trial, on valid; True where more is better.
+OBJECTIVES = {
+    "valid/loss": False,
+    "valid/accuracy": True,
+    "valid/top5_accuracy": True,
+    "valid/macro_f1": True,
+    "valid/ece": False,
+}
+
+
+@dataclass
+class SearchConfig:
+    """What `python tune.py` tries; `python train.py` does not read it."""
+
+    sampler: Sampler = knob(Sampler.tpe, "what proposes the trials")
+    trials: int = knob(
+        20, "trials in all, the default configuration included; an interrupted search goes on to it", least=1
+    )
+    seed: int = knob(0, "random seed of the proposals", least=0, most=2**32 - 1)
+    objective: str = knob("valid/loss", "what the best trial is best in", among=OBJECTIVES)
+    storage: str | None = knob(None, "Optuna URL, for several machines; null: a journal file in run_dir")
+    study: str = knob("graft", "name of the study in search.storage: processes that give the same one share it")
+    pruner: Pruner = knob(Pruner.none, "stops hopeless trials at rungs counted in optimiser steps")
+    repeats: int | None = knob(
+        None, "seeds of best and default for the gain's interval; null: 5 where that is cheap", least=0
+    )
+    space: list[str] = knob(
+        [], "what is tried, a KEY=DISTRIBUTION each: choice(..), interval(..), range(..), tag(log, ..)"
+    )
+
+
 @dataclass
 class Config:
     """The whole configuration of a run; one field per directory of conf/."""
@@ -242,6 +295,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations that cannot work."""
@@ -310,6 +364,23 @@ def sweep_member() -> Path | None:
     return Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num)
 
 
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with other values of some keys (enums by name).
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or range.
+    """
+    tree = OmegaConf.structured(config)
+    for key, value in values.items():
+        try:
+            OmegaConf.update(tree, key, value)
+        except OmegaConfBaseException as error:
+            raise (wrong_value(key, value) if key in knobs() else unknown_key(key)) from error
+    found = OmegaConf.to_object(tree)
+    assert isinstance(found, Config)
+    return found
+
+
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `overrides_from` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -343,12 +414,15 @@ class Knob:
     doc: str
     bounds: dict[str, float]
     length: int | None
+    among: tuple[str, ...]
 
     @property
     def accepted(self) -> str:
         """The values that are accepted, in words."""
         kind, *null = get_args(self.hint) if NoneType in get_args(self.hint) else (self.hint,)
-        if kind is bool:
+        if self.among:
+            options = list(self.among)
+        elif kind is bool:
             options = ["true", "false"]
         elif isinstance(kind, EnumMeta):
             options = list(kind.__members__)
@@ -361,8 +435,10 @@ class Knob:
 
     def allows(self, value: Any) -> bool:
         """Whether a value of the right type is in range; NaN and infinity never are."""
+        if self.among and value not in self.among:
+            return False
         items = value if isinstance(value, list) else [] if value is None else [value]
-        if isinstance(value, list) and len(value) != self.length:
+        if isinstance(value, list) and self.length is not None and len(value) != self.length:
             return False
         if any(isinstance(item, float) and not math.isfinite(item) for item in items):
             return False
@@ -374,6 +450,7 @@ _NOUNS: dict[Any, str] = {
     float: "a number",
     str: "text",
     list[float]: "a list of {length} numbers",
+    list[str]: "a list of texts",
 }
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "at least": operator.ge,
@@ -407,7 +484,9 @@ def check_value(key: str, value: Any) -> None:
 
 def wrong_value(key: str, value: Any) -> ConfigError:
     """The error that says what `key` accepts."""
-    return ConfigError(f"{key}={'null' if value is None else value}: accepted is {knobs()[key].accepted}")
+    shut = key == "search.objective" and str(value).startswith("test")
+    reason = "objectives are on valid, for a test split that chose the model can no longer judge it; " if shut else ""
+    return ConfigError(f"{key}={'null' if value is None else value}: {reason}accepted is {knobs()[key].accepted}")
 
 
 def unknown_key(key: str) -> ConfigError:

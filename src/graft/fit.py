@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -68,6 +68,7 @@ def fit(
     progress: bool,
     threads: int | None = None,
     team: Team = ALONE,
+    watching: Sequence[pl.Callback] = (),
 ) -> Classifier:
     """Train, or continue from `last.ckpt`, and return the classifier of the epoch with the lowest valid/loss.
 
@@ -85,6 +86,7 @@ def fit(
         progress: show a bar.
         threads: of torch while it trains, at most; None leaves them as they are.
         team: the processes that train together; the leader alone writes, and has the best epoch in the end.
+        watching: callbacks beside its own.
 
     Raises:
         RunError: valid/loss was not finite in any epoch.
@@ -107,7 +109,7 @@ def fit(
                 sync_batchnorm=team.size > 1 and device == "cuda",
                 max_epochs=max_epochs,
                 precision="bf16-mixed" if precision == "bf16" else "32-true",
-                callbacks=[stop, best, *others],
+                callbacks=[stop, best, *others, *watching],
                 plugins=[AtomicCheckpoints(team), *([LightningEnvironment()] if team.size == 1 else [])],
                 logger=_loggers(logs),
                 log_every_n_steps=10,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pytorch_lightning import Callback
 
 from graft.artifacts import RunDirectory
 from graft.assembly import (
@@ -47,13 +50,19 @@ class RunResult:
     remarks: tuple[str, ...] = ()
 
 
-def train(config: Config, overrides: tuple[str, ...] = (), started: float | None = None) -> RunResult:
+def train(
+    config: Config,
+    overrides: tuple[str, ...] = (),
+    started: float | None = None,
+    watching: Sequence[Callback] = (),
+) -> RunResult:
     """Train, evaluate and bundle one model; resumes what an earlier process left in `config.run_dir`.
 
     Args:
         config: the whole configuration.
         overrides: what the command line said, for the record.
         started: `time.perf_counter()` when the program started, so that imports count.
+        watching: Lightning callbacks of the caller, such as a search's pruner.
 
     Raises:
         GraftError: something a person can mend.
@@ -74,7 +83,7 @@ def train(config: Config, overrides: tuple[str, ...] = (), started: float | None
         fit_started = time.perf_counter()
         fitting = fitting_team(config, team)
         if team.leads or fitting.size > 1:
-            classifier = fit_classifier(config, classifier, photos, run, device, fitting)
+            classifier = fit_classifier(config, classifier, photos, run, device, fitting, watching)
         if not team.leads:
             return RunResult(run.path, {})
         times = {"features_s": photos.seconds, "fit_s": time.perf_counter() - fit_started}

@@ -1,0 +1,32 @@
+"""Who runs a trial: a process by a name that no other has had, and whether it is still there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def this_process() -> str:
+    """A name that no other process has had since the machine started; a container counts as a machine."""
+    return f"{_machine()}/{os.getpid()}/{_started(os.getpid())}"
+
+
+def is_running(owner: str) -> bool | None:
+    """Whether a process is there; None of one of another machine."""
+    machine, pid, started = owner.rsplit("/", 2)
+    return None if machine != _machine() else _started(int(pid)) == started
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot; empty where there is none."""
+    try:
+        # the second field is the program's name in parentheses, which may hold spaces
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

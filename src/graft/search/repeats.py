@@ -1,0 +1,56 @@
+"""Best and default with other seeds: what a gain, and a fall of the loss, must exceed to be more than luck."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.config import Config
+from graft.search.joint import HeadTrials
+from graft.search.runs import RunTrials
+from graft.search.trials import Outcome, Record, from_json, to_json
+from graft.storage import write_text
+
+USUAL = 5  # seeds, where heads train together
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Outcomes by seed of the best trial and of trial 0, on the same seeds; empty where not measured."""
+
+    seeds: tuple[int, ...]
+    best: tuple[Outcome, ...]
+    default: tuple[Outcome, ...]
+
+
+def repeat(
+    config: Config, trials: HeadTrials | RunTrials, records: Sequence[Record], best: int, run_dir: Path
+) -> Repeats:
+    """Train best and default with the seeds after the search's own, or read what an earlier process trained.
+
+    Args:
+        config: of the search.
+        trials: runs them.
+        records: of all trials.
+        best: number of the best.
+        run_dir: of the search; repeats.json is kept there.
+    """
+    count = config.search.repeats
+    if count is None:
+        count = USUAL if trials.together else 0
+    seeds = [(config.seed + offset) % 2**32 for offset in range(1, count + 1)]
+    path = run_dir / "repeats.json"
+    wanted = {"best": best, "params": records[best].params, "seeds": seeds}
+    if path.exists() and all((content := json.loads(path.read_text())).get(key) == wanted[key] for key in wanted):
+        of_best, of_default = ([from_json(o) for o in content[name]] for name in ("of_best", "of_default"))
+        return Repeats(tuple(seeds), tuple(of_best), tuple(of_default))
+    chosen = [records[best].params] if best == 0 else [records[best].params, records[0].params]
+    found = trials.repeat(chosen, seeds) if seeds else [[], []]
+    parts = {
+        name: [to_json(o) for o in part]
+        for name, part in zip(("of_best", "of_default"), found[:1] + found[-1:], strict=True)
+    }
+    write_text(path, json.dumps({**wanted, **parts}, indent=1) + "\n")
+    return Repeats(tuple(seeds), tuple(found[0]), tuple(found[-1]))

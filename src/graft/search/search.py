@@ -1,0 +1,225 @@
+"""search(config): the story of a search, from a space to the best model and what was learnt on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from graft.config import OBJECTIVES, Config, Pruner, flatten
+from graft.errors import ConfigError, RunError
+from graft.fit import exit_on_sigterm, quiet_lightning
+from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, gain, skew
+from graft.search.board import Board
+from graft.search.files import best_overrides, write_trials
+from graft.search.importance import Importance, importances
+from graft.search.joint import HeadTrials, train_together
+from graft.search.plots import write_plots
+from graft.search.pruning import hopeless, rungs
+from graft.search.repeats import Repeats, repeat
+from graft.search.retrain import Retrained, retrain
+from graft.search.runs import RunTrials, Train, known_at_rungs
+from graft.search.sampling import portion
+from graft.search.space import Space, trial_count
+from graft.search.study import Study
+from graft.search.trials import Curve, Outcome, Record
+from graft.storage import local_path, write_text
+
+POLL = 0.3  # seconds between looks at trials that other processes run
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        run_dir: where it is written.
+        objective: of the trials.
+        records: all trials.
+        best: number of the best.
+        gain: of the best over trial 0, over seeds; None where that was not measured.
+        importances: of the keys; empty where there are too few trials to say.
+        epochs: when training stopped paying.
+        skew: what epochs explain, where they were searched.
+        repeats: best and default with other seeds.
+        retrained: the best configuration, trained by the ordinary way.
+        seconds: this process took.
+    """
+
+    run_dir: Path
+    objective: str
+    records: list[Record]
+    best: int
+    gain: Gain | None
+    importances: list[Importance]
+    epochs: Epochs | None
+    skew: Skew | None
+    repeats: Repeats
+    retrained: Retrained
+    seconds: float
+
+
+def search(
+    config: Config, space: Space, train: Train, overrides: tuple[str, ...] = (), started: float | None = None
+) -> SearchResult:
+    """Run the trials that are missing, retrain the best and write what there is to know.
+
+    Args:
+        config: of trial 0; `config.search` says how to search.
+        space: what is searched.
+        train: the ordinary `train`.
+        overrides: what the command line said, for best.yaml.
+        started: `time.perf_counter()` when the program started.
+
+    Raises:
+        GraftError: something a person can mend; every trial failed.
+        SystemExit: the search was told to stop; the same command goes on.
+    """
+    started = time.perf_counter() if started is None else started
+    quiet_lightning()
+    s, run_dir = config.search, local_path(config.run_dir, "run_dir")
+    if s.pruner is not Pruner.none and not known_at_rungs(s.objective):
+        raise ConfigError(f"search.pruner={s.pruner.name} judges by valid/loss or valid/accuracy, not by {s.objective}")
+    study = Study(
+        space,
+        sampler=s.sampler.name,
+        trials=trial_count(config, space),
+        seed=s.seed,
+        maximize=OBJECTIVES[s.objective],
+        journal=run_dir / "study.journal",
+        storage=s.storage,
+        name=s.study,
+        settings=_settings(config),
+    )
+    with exit_on_sigterm(), closing(study), study.alive():
+        trials = HeadTrials(config) if train_together(config, space) else RunTrials(config, run_dir, train)
+        try:
+            run_trials(config, space, study, trials)
+        except BaseException:
+            with suppress(OSError):
+                study.release()
+            raise
+        if not study.values():
+            write_trials(run_dir, study.records(), None)
+            raise _nothing_ended_well(study.records())
+        # of several processes in one directory the first does it, and the others read what it wrote
+        with FileLock(run_dir / "finish.lock"):
+            return finish(config, space, study, trials, train, overrides, started)
+
+
+def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | RunTrials) -> None:
+    """Claim, run and tell until no trial of the search is left, those of other processes included."""
+    s = config.search
+    if study.unfinished():
+        trials.prepare()
+    with Board(study.records, study.total, s.objective) as board:
+
+        def at_rung(number: int, step: int, loss: float, accuracy: float) -> bool:
+            study.report(number, step, accuracy if s.objective == "valid/accuracy" else loss)
+            # Judged at earlier rungs again: who comes first to one is compared with those who came since.
+            seen = (study.reached(rung) for rung in stops if rung <= step)
+            return not any(
+                hopeless(s.pruner.name, number, reached, maximize=study.maximize)
+                for reached in seen
+                if number in reached
+            )
+
+        def at_end(number: int, outcome: Outcome) -> None:
+            study.tell(number, outcome)
+            board.refresh()
+
+        stops = () if s.pruner is Pruner.none else rungs(*trials.lengths(space))
+        while left := study.unfinished():
+            claimed = study.claim(portion(s.sampler.name, study.total, study.total - left))
+            board.refresh()
+            if claimed:
+                trials.run(claimed, stops, at_rung, at_end)
+            else:
+                time.sleep(POLL)
+
+
+def finish(
+    config: Config,
+    space: Space,
+    study: Study,
+    trials: HeadTrials | RunTrials,
+    train: Train,
+    overrides: tuple[str, ...],
+    started: float,
+) -> SearchResult:
+    """Repeat best and default, retrain the best, and write all that there is to know."""
+    run_dir, s = local_path(config.run_dir, "run_dir"), config.search
+    records, values = study.records(), study.values()
+    best = best_number(values, maximize=study.maximize)
+    write_trials(run_dir, records, best)
+    write_text(run_dir / "best.yaml", best_overrides(overrides, records[best].params))
+
+    repeats = repeat(config, trials, records, best, run_dir)
+    of_best, of_default = ([o.value for o in part if o.value is not None] for part in (repeats.best, repeats.default))
+    gained = None
+    if best and len(of_best) == len(of_default):
+        gained = gain(of_best, of_default, maximize=study.maximize)
+    noise = 3 * float(np.std(of_best, ddof=1)) if len(of_best) >= 3 else None
+    retrained = retrain(
+        config,
+        records[best].params,
+        values[best],
+        noise,
+        train,
+        run_dir / "best",
+        lambda: trials.state(best, records[best].params),
+    )
+    found = importances(study.frozen(), list(space.spreads), maximize=study.maximize, seed=s.seed)
+    write_plots(run_dir / "plots", space, records, best, s.objective, found)
+    return SearchResult(
+        run_dir=run_dir,
+        objective=s.objective,
+        records=records,
+        best=best,
+        gain=gained,
+        importances=found,
+        epochs=epoch_advice(records[best].curve, [r.curve for r in records], [lowest(o.curve) for o in repeats.best]),
+        skew=epochs_skew(space, records, values),
+        repeats=repeats,
+        retrained=retrained,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def epochs_skew(space: Space, records: Sequence[Record], values: Mapping[int, float]) -> Skew | None:
+    """What epochs explain of the objective; None where they were not searched."""
+    key = "trainer.max_epochs"
+    if key not in space.spreads:
+        return None
+    return skew([records[number].params[key] for number in values], list(values.values()))
+
+
+def lowest(curve: Curve) -> float:
+    """The lowest loss of a curve."""
+    return min((loss for _, loss in curve), default=math.inf)
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """What must be the same for the trials of a search to compare, as text by key."""
+    other = {
+        *("run_dir", "overrides_from", "trainer.progress", "data.workers", "data.hint", "evaluate.test"),
+        *("features.cache_dir", "features.max_gb"),
+        *("search.trials", "search.storage", "search.repeats", "search.study"),
+    }
+    values = {key: str(value) for key, value in flatten(config).items() if key not in other}
+    if config.search.storage:  # machines that share a study may keep the same photos and weights in other places
+        values |= {key: Path(values[key]).name for key in ("data.root", "model.weights")}
+    return values
+
+
+def _nothing_ended_well(records: Sequence[Record]) -> RunError:
+    reasons = Counter(record.outcome.reason for record in records if record.outcome)
+    (reason, count), *_ = reasons.most_common(1)
+    return RunError(f"none of {len(records)} trials ended well; {count} of them: {reason}")

@@ -1,0 +1,345 @@
+"""The study: trials are asked and told exactly once, by several processes and after a kill."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from graft.command import Spread
+from graft.errors import ConfigError, RunError
+from graft.search import study as module
+from graft.search.importance import importances, says_something
+from graft.search.owners import is_running, this_process
+from graft.search.sampling import portion, startup
+from graft.search.space import Params, Space
+from graft.search.study import Study
+from graft.search.trials import Outcome
+from tests.composing import ROOT
+from tests.postgres import Postgres, running
+
+SPACE = Space(
+    {
+        "optim.lr": Spread((), 1e-4, 0.1, log=True),
+        "data.batch_size": Spread((32, 64, 128, 256)),
+        "optim.weight_decay": Spread((), 1e-6, 1e-2, log=True),
+        "trainer.max_epochs": Spread((), 2, 5, whole=True),
+    },
+    {"optim.lr": 0.001, "data.batch_size": 128, "optim.weight_decay": 0.0, "trainer.max_epochs": 3},
+)
+GRID = Space({"seed": Spread((0, 1, 2)), "data.balance": Spread(("none", "loss"))}, {"seed": 1, "data.balance": "none"})
+
+
+def open_study(
+    directory: Path,
+    *,
+    sampler: str = "random",
+    trials: int = 12,
+    seed: int = 0,
+    space: Space = SPACE,
+    maximize: bool = False,
+    storage: str | None = None,
+    settings: dict[str, str] | None = None,
+) -> Study:
+    return Study(
+        space,
+        sampler=sampler,
+        trials=trials,
+        seed=seed,
+        maximize=maximize,
+        journal=directory / "study.journal",
+        storage=storage,
+        name="graft",
+        settings=settings or {"seed": "0"},
+    )
+
+
+def finish(study: Study, count: int = 4) -> dict[int, Params]:
+    """Run all trials that are left, `count` at a time; a trial's value is its distance from lr 0.01."""
+    found = {}
+    while trials := study.claim(count):
+        for trial in trials:
+            value = abs(math.log10(float(trial.params["optim.lr"] or 0)) + 2) if "optim.lr" in trial.params else 0.0
+            assert study.tell(trial.number, Outcome("ok", value))
+            found[trial.number] = trial.params
+    return found
+
+
+# --- what is proposed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+def test_trial_0_is_the_default_and_the_others_are_in_the_space(tmp_path: Path, sampler: str) -> None:
+    found = finish(open_study(tmp_path, sampler=sampler, trials=8))
+    assert sorted(found) == list(range(8))
+    assert found[0] == SPACE.default
+    for params in list(found.values())[1:]:
+        assert 1e-4 <= float(params["optim.lr"] or 0) <= 0.1
+        assert params["data.batch_size"] in (32, 64, 128, 256)
+        assert params["trainer.max_epochs"] in (2, 3, 4, 5)
+    assert len({params["optim.lr"] for params in found.values()}) >= 7  # GP may come back to the best one
+
+
+def test_the_same_seed_proposes_the_same_and_another_does_not(tmp_path: Path) -> None:
+    runs = [finish(open_study(tmp_path / name, seed=seed), count) for name, seed, count in
+            (("a", 1, 4), ("b", 1, 1), ("c", 2, 4))]  # fmt: skip
+    assert runs[0] == runs[1]
+    assert runs[0][1] != runs[2][1]
+
+
+def test_a_random_search_proposes_evenly_in_the_logarithm(tmp_path: Path) -> None:
+    found = finish(open_study(tmp_path, trials=201), 50)
+    logs = sorted(math.log10(float(found[number]["optim.lr"] or 0)) for number in range(1, 201))
+    # Kolmogorov-Smirnov against the uniform distribution over -4 .. -1; 0.115 is the 1 % point of 200 draws
+    assert max(abs((at + 0.5) / 200 - (value + 4) / 3) for at, value in enumerate(logs)) < 0.115
+    assert {found[number]["data.batch_size"] for number in range(1, 201)} == {32, 64, 128, 256}
+
+
+def test_tpe_learns(tmp_path: Path) -> None:
+    found = finish(open_study(tmp_path, sampler="tpe", trials=40))
+    late = [abs(math.log10(float(found[number]["optim.lr"] or 0)) + 2) for number in range(20, 40)]
+    assert sorted(late)[10] < 0.4  # at random: 0.75
+
+
+def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:
+    found = finish(open_study(tmp_path, sampler="grid", trials=6, space=GRID))
+    assert found[0] == {"seed": 1, "data.balance": "none"}
+    assert {(params["seed"], params["data.balance"]) for params in found.values()} == {
+        (seed, balance) for seed in (0, 1, 2) for balance in ("none", "loss")
+    }
+
+
+def test_what_diverged_teaches_tpe_and_what_failed_counts(tmp_path: Path) -> None:
+    study = open_study(tmp_path, sampler="tpe", trials=30)
+    while trials := study.claim(4):
+        for trial in trials:
+            high = float(trial.params["optim.lr"] or 0) > 0.001
+            study.tell(trial.number, Outcome("diverged", None, "too high") if high else Outcome("ok", 1.0))
+    states = [record.outcome.state for record in study.records() if record.outcome]
+    assert len(states) == 30
+    # at random two thirds, ten, would
+    assert states[15:].count("diverged") <= 7
+    failing = open_study(tmp_path / "failing", sampler="tpe", trials=9)
+    while trials := failing.claim(4):
+        for trial in trials:
+            failing.tell(trial.number, Outcome("failed", None, "no memory"))
+    assert (failing.unfinished(), len(failing.records()), failing.values()) == (0, 9, {})
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 8), ("tpe", 80), ("random", 8), ("gp", 12), ("grid", 3)])
+def test_a_portion_is_at_least_one_trial(sampler: str, trials: int) -> None:
+    assert all(1 <= portion(sampler, trials, begun) <= 32 for begun in range(trials))
+    assert portion("tpe", 8, 0) == 4
+    assert portion("gp", 30, startup(30)) == 1
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_outcomes_come_back(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=3)
+    told = [
+        Outcome("ok", 0.5, "", 1.5, ((10, 0.75), (20, 0.5)), 20),
+        Outcome("pruned", 0.7, "stopped at rung 10", 0.5, ((10, math.inf),), 10),
+        Outcome("failed", None, "RuntimeError: no memory"),
+    ]
+    for trial, outcome in zip(study.claim(3), told, strict=True):
+        study.tell(trial.number, outcome)
+    again = open_study(tmp_path, trials=3)
+    assert [record.outcome for record in again.records()] == told
+    assert again.records()[0].params == SPACE.default
+    assert again.values() == {0: 0.5}
+
+
+def test_a_trial_ends_once(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=2)
+    (first, _) = study.claim(2)
+    assert study.tell(first.number, Outcome("ok", 1.0))
+    assert not study.tell(first.number, Outcome("ok", 2.0))
+    assert study.values() == {0: 1.0}
+
+
+def test_a_search_can_be_made_longer(tmp_path: Path) -> None:
+    first = open_study(tmp_path, trials=3)
+    early = finish(first)
+    assert first.claim(5) == []
+    longer = open_study(tmp_path, trials=6)
+    late = finish(longer)
+    assert (sorted(early), sorted(late)) == ([0, 1, 2], [3, 4, 5])
+    assert late == {n: p for n, p in finish(open_study(tmp_path / "whole", trials=6)).items() if n > 2}
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    open_study(tmp_path, settings={"optim.lr": "0.1", "seed": "0"})
+    with pytest.raises(RunError, match=r"holds a search of another configuration: optim\.lr=0\.1 there and 0\.2 here"):
+        open_study(tmp_path, settings={"optim.lr": "0.2", "seed": "0"})
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "postgresql+psycopg://nobody@127.0.0.1:1/none", "sqlite:////no/where/x.db"]
+)
+def test_a_storage_that_cannot_be_opened_is_an_error_in_a_sentence(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"search\.storage=.* cannot be opened: .*accepted is an Optuna URL"):
+        open_study(tmp_path, storage=url)
+
+
+def test_what_a_rung_has_seen_is_shared(tmp_path: Path) -> None:
+    ours, theirs = open_study(tmp_path), open_study(tmp_path)
+    (mine,), (other,) = ours.claim(1), theirs.claim(1)
+    ours.report(mine.number, 10, 0.5)
+    theirs.report(other.number, 10, 0.25)
+    theirs.report(other.number, 20, 0.125)
+    assert ours.reached(10) == {0: 0.5, 1: 0.25}
+    assert ours.reached(20) == {1: 0.125}
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from tests.test_study import open_study
+from graft.search.trials import Outcome
+directory, storage, trials, seconds = Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3]), float(sys.argv[4])
+study = open_study(directory, storage=storage, trials=trials)
+with study.alive():
+    while study.unfinished():
+        for trial in study.claim(3):
+            time.sleep(seconds)
+            told = study.tell(trial.number, Outcome("ok", float(trial.params["optim.lr"])))
+            print(trial.number, told, flush=True)
+        time.sleep(0.01)
+"""
+
+
+def worker(directory: Path, *, storage: str = "", trials: int = 40, seconds: float = 0.02) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(directory), storage, str(trials), str(seconds)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def told_by(process: subprocess.Popen[str]) -> list[int]:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return [int(line.split()[0]) for line in out.splitlines() if line.endswith("True")]
+
+
+def test_two_processes_share_a_journal(tmp_path: Path) -> None:
+    workers = [worker(tmp_path), worker(tmp_path)]
+    parts = [told_by(process) for process in workers]
+    assert sorted(parts[0] + parts[1]) == list(range(40))
+    assert all(len(part) >= 5 for part in parts)
+    records = open_study(tmp_path, trials=40).records()
+    whole = finish(open_study(tmp_path / "alone", trials=40))
+    assert [record.params for record in records] == [whole[number] for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with running(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_postgresql_study(tmp_path: Path, postgres: Postgres) -> None:
+    workers = [worker(tmp_path / name, storage=postgres.url, seconds=0.05) for name in "ab"]
+    parts = [told_by(process) for process in workers]
+    assert sorted(parts[0] + parts[1]) == list(range(40))
+    assert all(len(part) >= 5 for part in parts)
+    study = open_study(tmp_path, storage=postgres.url, trials=40)
+    assert sorted(study.values()) == list(range(40))
+    study.close()
+
+
+def test_what_a_killed_process_left_is_run_again_with_its_number_and_parameters(tmp_path: Path) -> None:
+    killed = worker(tmp_path, trials=9, seconds=30)
+    study = open_study(tmp_path, trials=9)
+    while len(study.records()) < 3:
+        time.sleep(0.02)
+    assert [trial.number for trial in study.claim(1)] == [3]  # the first three have an owner who lives
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert killed.stdout is not None
+    killed.stdout.close()
+    begun = {record.number: record.params for record in study.records()}
+    # The kill may have come between a trial's number and its parameters; then they are drawn as they would have been.
+    again = {trial.number: trial.params for trial in study.claim(8)}
+    assert sorted(again) == [0, 1, 2, 4, 5, 6, 7, 8]
+    whole = finish(open_study(tmp_path / "whole", trials=9))
+    assert again == {number: params for number, params in whole.items() if number != 3}
+    assert all(again[number].items() >= begun[number].items() for number in (0, 1, 2))
+
+
+def test_a_process_that_stops_puts_its_trials_back(tmp_path: Path) -> None:
+    study, other = open_study(tmp_path, trials=3), open_study(tmp_path, trials=3)
+    other.owner = "another machine/1/2"
+    assert len(study.claim(3)) == 3
+    assert other.claim(3) == []
+    study.release()
+    assert [trial.number for trial in other.claim(3)] == [0, 1, 2]
+
+
+def test_a_process_of_another_machine_is_left_alone_until_it_gives_no_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    theirs, ours = open_study(tmp_path, trials=2), open_study(tmp_path, trials=2)
+    theirs.owner = "another machine/1/2"
+    assert len(theirs.claim(2)) == 2
+    for _ in range(3):
+        theirs.sign()
+        assert ours.claim(2) == []
+        now[0] += module.STALE - 1
+    assert ours.claim(2) == []
+    now[0] += module.STALE
+    assert [trial.number for trial in ours.claim(2)] == [0, 1]
+
+
+def test_a_process_is_known_by_when_it_started() -> None:
+    me = this_process()
+    machine, pid, started = me.rsplit("/", 2)
+    assert is_running(me) is True
+    assert is_running(f"{machine}/{pid}/{int(started) - 1}") is False  # the number was used before
+    assert is_running(f"elsewhere/{pid}/{started}") is None
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    time.sleep(0.5)  # it has ended, and nobody has asked how
+    assert is_running(f"{machine}/{child.pid}/{started}") is False
+    child.wait()
+
+
+# --- importance ------------------------------------------------------------------------------------------------------
+
+
+def test_importance_finds_the_key_that_matters(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=60)
+    finish(study)
+    keys = ["optim.lr", "data.batch_size", "optim.weight_decay"]
+    found = importances(study.frozen(), keys, maximize=False, seed=0)
+    assert found[0].key == "optim.lr"
+    assert found[0].share > 0.7
+    assert all(i.low - 0.05 <= i.share <= i.high + 0.05 for i in found)
+    assert says_something(found)
+    assert found == importances(study.frozen(), keys, maximize=False, seed=0)
+
+
+def test_importance_of_luck_and_of_few_trials_says_nothing(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=30)
+    while trials := study.claim(10):
+        for trial in trials:
+            study.tell(trial.number, Outcome("ok", (trial.number * 7919 % 97) / 97))
+    keys = ["optim.lr", "data.batch_size", "optim.weight_decay"]
+    assert not says_something(importances(study.frozen(), keys, maximize=False, seed=0))
+    assert importances(study.frozen()[:9], keys, maximize=False, seed=0) == []
+    assert importances(study.frozen(), keys[:1], maximize=False, seed=0) == []

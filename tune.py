@@ -1,0 +1,72 @@
+"""Search for better settings: `python tune.py data=folder data.root=PATH 'optim.lr=interval(1e-4, 1e-1)'`."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+STARTED = time.perf_counter()
+# See train.py. Must be set before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import hydra  # noqa: E402  (the clock starts before the first slow import)
+from omegaconf import DictConfig  # noqa: E402
+
+from graft.command import SearchLine, overrides_given, prepare, take_sweeps  # noqa: E402
+from graft.config import Config, parse  # noqa: E402
+from graft.errors import ConfigError  # noqa: E402
+from graft.launcher import launch  # noqa: E402
+from graft.terminal import plain_errors, say  # noqa: E402
+
+if TYPE_CHECKING:
+    from graft.search.search import SearchResult
+
+SEARCHED = SearchLine([], {}, frozenset())
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(tree: DictConfig) -> None:
+    """Compose, check, search, print."""
+    with plain_errors(str(tree.run_dir)):
+        config = parse(tree)
+        if config.processes > 1:
+            raise ConfigError(
+                f"trainer.devices={config.trainer.devices}: a search runs in one process; accepted is 1 (several "
+                "processes share one: start the same command with the same run_dir more than once)"
+            )
+        if result := launch(config, search):
+            from graft.search.summary import print_summary
+
+            print_summary(result)
+
+
+def search(config: Config) -> SearchResult:
+    """Search in this process. torch is imported only when the space is known to be right."""
+    from graft.search.space import describe, read_space, warnings
+
+    space = read_space(config, SEARCHED)
+    config = dataclasses.replace(config, search=dataclasses.replace(config.search, space=describe(config, SEARCHED)))
+    for warning in warnings(space):
+        say(warning)
+    # See train.py.
+    gc.disable()
+    from graft.search import search as story
+    from graft.trainer import train
+
+    gc.freeze()
+    gc.enable()
+    return story.search(config, space, train, overrides_given(), STARTED)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        SEARCHED = take_sweeps(sys.argv[1:])
+        now = time.strftime("%Y-%m-%d_%H-%M-%S")
+        command = prepare(SEARCHED.argv, now=now, conf=Path(__file__).with_name("conf"))
+    sys.argv[1:] = command.argv
+    main()
