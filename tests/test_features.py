@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -140,7 +141,7 @@ class TestShards:
         fill(space, 1)
 
         def fail(*paths: object) -> None:
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fail)

@@ -573,7 +573,7 @@ def test_what_of_a_folder_is_not_learned_is_said(tmp_path: Path) -> None:
     result = run(tiny(root, tmp_path / "run", "trainer.max_epochs=1"))
     found = {finding["check"]: finding for finding in read_json(result.run_dir / "data.json")["findings"]}
     assert found["missing_class"]["files"] == [f"train/class_{label}" for label in (1, 2, 4, 5)]
-    assert found["ignored_files"]["files"] == ["IMG.jpg"]
+    assert found["ignored_files"]["files"] == ["train/IMG.jpg"]
     assert any("never predicted right" in remark for remark in result.remarks)
 
 

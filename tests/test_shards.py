@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from itertools import chain
@@ -161,7 +162,7 @@ class TestShards:
         shards.append(records(1))
 
         def fail(*paths: object) -> None:
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
 
         monkeypatch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="no space left"):

@@ -17,7 +17,7 @@ from graft.config import Balance, Config, DataKind, to_yaml
 from graft.data.archive import fetch_archive
 from graft.data.demo import generate
 from graft.data.digests import DigestIndex
-from graft.data.findings import Finding
+from graft.data.findings import Finding, not_compared
 from graft.data.folder import Folder, scan
 from graft.data.module import ImageData, default_workers, inverse_frequency
 from graft.data.stores import open_store
@@ -190,8 +190,7 @@ def look(
         index=index,
         team=team,
     )
-    # Drawings that differ by a turn are one picture to it, and data=demo has many.
-    if cache and team.leads and config.data.kind is not DataKind.demo:
+    if cache and team.leads:
         photos = photos.with_findings(near_duplicates(config, photos, cache))
     if cache and team.leads_machine:
         cache.evict(f.max_gb * 1e9)
@@ -204,7 +203,15 @@ def look(
 
 
 def near_duplicates(config: Config, photos: Photos, cache: FeatureCache) -> list[Finding]:
-    """Pictures that are in two splits, told from the features that are there."""
+    """Pictures that are in two splits, told from the features that are there.
+
+    Not looked for among drawings, of which two that differ by a turn count as one picture, nor where every
+    comparison would fetch a photo again.
+    """
+    if config.data.kind is DataKind.demo:
+        return []
+    if is_remote(config.data.root) and not config.data.cache_gb:
+        return [not_compared("data.cache_gb=0 keeps no copies of photos in S3")]
     return inspect_features(
         list(photos.splits.values()),
         photos.plain,

@@ -219,6 +219,11 @@ def near_duplicates(
     return found
 
 
+def not_compared(reason: str) -> Finding:
+    """Near-duplicates were not looked for."""
+    return Finding("near_duplicates", WARNING, 0, f"not looked for: {reason}")
+
+
 def refuse(findings: Sequence[Finding]) -> None:
     """Stop where a leak was found and data.on_leak=error.
 
