@@ -90,7 +90,7 @@ def assert_alike(run_dir: Path, whole: Path) -> None:
 def computed(cache: Path) -> int:
     """Photos whose features are in the cache by now."""
     sizes = []
-    for shard in cache.rglob("*.npy"):
+    for shard in (cache / "features").rglob("*.npy"):
         try:
             sizes.append(len(np.load(shard, mmap_mode="r")))
         except FileNotFoundError:  # joined with others in this moment
