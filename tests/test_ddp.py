@@ -171,7 +171,8 @@ def test_an_error_of_the_first_process_is_one_line(photos: Path, tmp_path: Path)
 def test_several_machines_are_started_by_a_person(tmp_path: Path) -> None:
     config = composed("data=folder", f"data.root={tmp_path}", "trainer=ddp", "trainer.num_nodes=3", "run_dir=x")
     with pytest.raises(
-        ConfigError, match=r"^trainer.num_nodes=3: start this on every machine: torchrun --nnodes=3 --nproc"
+        ConfigError,
+        match=r"^trainer.num_nodes=3: start this on every machine, numbered from 0: torchrun --nnodes=3 ",
     ):
         launch(config, lambda config: None)
 

@@ -156,7 +156,8 @@ def test_on_leak_error_refuses_across_splits_but_not_inside_one() -> None:
         findings.refuse(leaky)
     assert str(caught.value) == (
         "data.on_leak=error and photos are in two splits: valid: 1 photo also in train, byte for byte, e.g. "
-        "valid/ant/3 = train/ant/1; accepted: remove them from one split, or data.on_leak=warn"
+        "valid/ant/3 = train/ant/1; accepted: remove them from one split (data.json names them all), or "
+        "data.on_leak=warn"
     )
     findings.refuse(findings.identical([train, contents("valid", "ant/3:a")], "warn"))
 

@@ -93,8 +93,11 @@ class Classifier(pl.LightningModule):
         if len(labels):
             options = {"weight": self.loss_weights, "label_smoothing": self.hparams["label_smoothing"]}
             loss = functional.cross_entropy(self.logits(inputs), labels, reduction="sum", **options) / total
-        else:
-            # A short batch left this process no photo: it takes part with a gradient of zero.
+        elif self.device.type == "cuda":
+            # A short batch left this process no photo: it takes part with a gradient of zero, and in the statistics
+            # that BatchNorm gathers from all GPUs, for which the others wait.
+            loss = self.logits(inputs).sum() * 0
+        else:  # torch's BatchNorm refuses no photos on a CPU, where nothing is gathered
             loss = torch.stack([p.sum() * 0 for p in self.parameters() if p.requires_grad]).sum()
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, sync_dist=self._is_one_of_several())
         return loss

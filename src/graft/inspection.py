@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graft.data import findings
-from graft.data.digests import DigestIndex, Digests
+from graft.data.digests import UNKNOWN, DigestIndex, Digests
 from graft.data.findings import Contents, Finding
 from graft.data.folder import Folder, PhotoList, Split
 from graft.features import neighbours
@@ -46,7 +47,12 @@ def inspect_photos(
         found += findings.empty_folder(split, folder.folders[split.name])
         found += findings.not_an_image(split, state == UNDECODABLE)
         found += findings.truncated(split, state == TRUNCATED, on_corrupt)
-    return found + findings.identical(splits, on_leak)
+    # Empty files and error pages have the same bytes too: what is no photo is in no two splits.
+    known = [
+        replace(split, digests=np.where(state == UNDECODABLE, UNKNOWN, split.digests))
+        for split, state in zip(splits, status, strict=True)
+    ]
+    return found + findings.identical(known, on_leak)
 
 
 def check_folder(folder: Folder, cache: Path, *, workers: int, progress: Callable[[int], None]) -> list[Finding]:

@@ -4,7 +4,7 @@ What of both is newer where both are there already:
 
 - `run.json` says when its state last changed. The copy with the later one counts, and where they are equal the local
   one: a process that was killed leaves files that it had not sent yet.
-- Where nothing is in S3 any more although a copy was sent before, somebody deleted it: the local copy goes too.
+- Where nothing is in S3 any more although a copy was sent before, somebody deleted it: the local copy is put aside.
 - The copy that does not count is replaced by the other. In S3 nothing is deleted for that.
 
 Only one machine may work on a run directory at a time; on one machine a lock sees to it.
@@ -26,7 +26,9 @@ from filelock import FileLock, Timeout
 
 from graft.errors import DataError, RunError
 from graft.s3 import S3Store
+from graft.s3.versions import read_tag
 from graft.storage import write_atomic
+from graft.terminal import say
 
 _STATE = "run.json"
 _SETTLED_S = 2.0
@@ -123,12 +125,13 @@ class _Mirror:
         listing = self._store.present()
         there = dict(zip(listing.names, listing.tags.tolist(), strict=True))
         before = _read_object(self._record)
-        self._sent = {name: digest for name, digest in before.items() if name in there}
+        # What another machine wrote since is not what was sent from here.
+        self._sent = {name: digest for name, digest in before.items() if _is_still(digest, there.get(name))}
         if there and _STATE not in there and not self._local_state():
             first = next(iter(there))
             raise RunError(f"run_dir={self.location} is no run directory: it holds {first}; give a new or an empty one")
         if before and not there:
-            self._clear()
+            self._put_aside()
         elif there and not self._is_local_newer(there):
             self._clear()
             self._fetch_all(there)
@@ -215,10 +218,24 @@ class _Mirror:
         except OSError as error:
             raise DataError(f"{self._record} cannot be written: {error.strerror}") from error
 
+    def _put_aside(self) -> None:
+        """Keep the copy of what is no longer in S3: another endpoint may be meant, or a rule has emptied the bucket."""
+        kept = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        if self.folder.exists():
+            self.folder.rename(kept)
+            say(f"run_dir={self.location} is empty; what this machine had of it is kept in {kept}")
+        self._clear()
+
     def _clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._sent, self._seen = {}, {}
         self._record.unlink(missing_ok=True)
+
+
+def _is_still(digest: str, tag: bytes | None) -> bool:
+    """Whether an object has the MD5 that was sent, as far as its tag tells."""
+    version = read_tag(tag) if tag else None
+    return tag is not None and (version is None or version.md5 in (None, digest))
 
 
 def _is_sent(name: str) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from graft.data.checks import Damage, apply_policy
 from graft.data.digests import DigestIndex, Digests, fingerprint
-from graft.data.findings import Finding, refuse
+from graft.data.findings import Finding
 from graft.data.folder import Folder, PhotoList, Split
 from graft.data.loader import Source
 from graft.data.module import ImageSource, class_counts
@@ -63,12 +63,7 @@ class Photos:
     seconds: float
 
     def with_findings(self, more: Sequence[Finding]) -> Photos:
-        """The same photos, of which something else is known.
-
-        Raises:
-            DataError: it is an error.
-        """
-        refuse(more)
+        """The same photos, of which something else is known."""
         return replace(self, findings=(*self.findings, *more))
 
     def source(self, split: Split) -> Source:
@@ -142,8 +137,7 @@ def look_at_photos(
         team: the processes that share the work.
 
     Raises:
-        DataError: a photo cannot be read, a damaged photo and on_corrupt=error, a photo in two splits and
-            on_leak=error, or a split without a usable photo.
+        DataError: a photo cannot be read, a damaged photo and on_corrupt=error, or a split without a usable photo.
     """
     started = time.perf_counter()
     splits = folder.splits()
@@ -160,7 +154,6 @@ def look_at_photos(
     rows = _by_split(splits, first.rows, kept)
     looks = {name: [first.at(mine, hashes[name])] for name, mine in rows.items()} if cache else {}
     found = inspect_photos(folder, _parts(splits, first.digests), status, on_corrupt=on_corrupt, on_leak=on_leak)
-    refuse(found)
     plain_view = {name: look[0] for name, look in looks.items()}
     augmented = _augmented(usable["train"], hashes["train"], cache, views, seed, progress) if cache else []
     if augmented:

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
+from graft.errors import GraftError
+
 T = TypeVar("T")
 
 # One process may look at photos, or download them, for hours while the others wait for it.
@@ -50,6 +52,25 @@ class Team:
     def machines(self) -> int:
         """Number of machines."""
         return self.size // self.local_size
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What a person can mend in one process ends all of them with its message, not with a lost connection.
+
+        Raises:
+            GraftError: of this process, or of the first other one that has one.
+        """
+        error: GraftError | None = None
+        try:
+            yield
+        except GraftError as found:
+            error = found
+        if self.size > 1:
+            told: list[Any] = [None] * self.size
+            distributed.all_gather_object(told, error)
+            error = error or next((other for other in told if other), None)
+        if error:
+            raise error
 
     def part(self) -> Team:
         """End the team: each process goes on alone, and libraries that look for others find none."""

@@ -24,7 +24,7 @@ from graft.assembly import (
 )
 from graft.classifier import Classifier
 from graft.config import Config, DataKind, config_hash
-from graft.data.findings import LEAKS, summarise
+from graft.data.findings import LEAKS, refuse, summarise
 from graft.environment import describe_environment
 from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_predictions
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
@@ -79,6 +79,7 @@ def train(
         classifier = build_classifier(local, folder, spec)
         photos = look(config, folder, classifier, spec, device, team)
         run.write_json("data.json", photos.describe())
+        refuse(photos.findings)
 
         fit_started = time.perf_counter()
         fitting = fitting_team(config, team)

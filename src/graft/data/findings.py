@@ -234,7 +234,7 @@ def refuse(findings: Sequence[Finding]) -> None:
     if errors:
         raise DataError(
             f"data.on_leak=error and photos are in two splits: {'; '.join(errors)}; "
-            "accepted: remove them from one split, or data.on_leak=warn"
+            "accepted: remove them from one split (data.json names them all), or data.on_leak=warn"
         )
 
 

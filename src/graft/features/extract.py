@@ -98,15 +98,18 @@ def extract(job: Job, space: Space, make: Callable[[Receive], Engine], progress:
         todo = np.flatnonzero(team.agree_on(_to_do(digests, table)))
         progress(len(photos) - len(todo))
         mine = todo[team.rank :: team.size]
-        new = _compute(replace(job, digests=digests), mine, table, space, make, progress) if len(mine) else 0
+        with team.failing_together():
+            if len(mine):
+                _compute(replace(job, digests=digests), mine, table, space, make, progress)
         digests = merge_digests(digests, todo, team)
-        computed = int(team.total(np.array([new]))[0])
+        keys = digests[distinct(digests)]
+        computed = int(np.count_nonzero(table.rows(keys) < 0))
         if len(todo):
             table = _ready(space, team, tends)
         if team.machines > 1:
             fetch_from_others(digests, space, team, tends=tends)
             table = _ready(space, team, tends)
-    return Extracted(table, _rows(table, digests, photos), digests, computed, len(distinct(digests)) - computed)
+    return Extracted(table, _rows(table, digests, photos), digests, computed, len(keys) - computed)
 
 
 def _check_same_photos(photos: PhotoList, team: Team) -> None:
@@ -164,6 +167,7 @@ def _held(space: Space, team: Team) -> Iterator[bool]:
     team.wait()
     try:
         yield tends
+        team.wait()  # until all have opened the table: the next to hold the lock joins shards
     finally:
         if team.leads:
             note.unlink()
@@ -182,8 +186,8 @@ def _acquire(lock: FileLock) -> None:
 
 def _compute(
     job: Job, todo: Index, table: Table, space: Space, make: Callable[[Receive], Engine], progress: Progress
-) -> int:
-    """Complete the vectors of the photos `todo`, and their digests in the job; returns how many vectors are new."""
+) -> None:
+    """Complete the vectors of the photos `todo`, and their digests in the job."""
     writer = ShardWriter(space, job.index)
     workers = max(job.workers, 1)
     portions = [todo[at : at + job.batch_size] for at in range(0, len(todo), job.batch_size)]
@@ -209,4 +213,3 @@ def _compute(
         if engine:
             engine.finish()
     writer.flush()
-    return writer.written

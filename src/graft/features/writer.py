@@ -18,18 +18,13 @@ SHARD_SECONDS = 5.0  # what an interruption costs at most, beside the batches in
 
 
 class ShardWriter:
-    """Collects rows and appends them as a shard when there are enough, or when they get old.
-
-    Attributes:
-        written: rows appended.
-    """
+    """Collects rows and appends them as a shard when there are enough, or when they get old."""
 
     def __init__(self, space: Space, index: DigestIndex | None) -> None:
         self._space, self._index = space, index
         self._rows: list[tuple[Digests, NDArray[np.uint8], Vectors]] = []
         self._notes: list[tuple[Tags, Digests]] = []
         self._flushed = time.monotonic()
-        self.written = 0
 
     def add(self, keys: Digests, status: NDArray[np.uint8], vectors: Vectors) -> None:
         """Take vectors [n, D] of photos; any thread may give them."""
@@ -60,7 +55,6 @@ class ShardWriter:
             keys, status, vectors = (np.concatenate(column) for column in zip(*taken, strict=True))
             _check_stored(vectors, self._space)
             self._space.append(keys, status, vectors)
-            self.written += len(keys)
         if self._index and self._notes:
             self._index.remember(*(np.concatenate(column) for column in zip(*self._notes, strict=True)))
             self._notes = []

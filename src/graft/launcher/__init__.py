@@ -39,9 +39,9 @@ def launch(config: Config, train: Callable[[Config], Result]) -> Result | None:
         return train(config)
     if config.trainer.num_nodes > 1:
         raise ConfigError(
-            f"trainer.num_nodes={config.trainer.num_nodes}: start this on every machine: torchrun "
-            f"--nnodes={config.trainer.num_nodes} --nproc-per-node={config.trainer.devices} --rdzv-backend=c10d "
-            "--rdzv-endpoint=FIRST_MACHINE:29400 train.py ... run_dir=PATH"
+            f"trainer.num_nodes={config.trainer.num_nodes}: start this on every machine, numbered from 0: torchrun "
+            f"--nnodes={config.trainer.num_nodes} --node-rank=NUMBER --nproc-per-node={config.trainer.devices} "
+            "--master-addr=MACHINE_0 --master-port=29400 train.py ... run_dir=PATH"
         )
     run_together(same_command(config), config.trainer.devices)
     return None

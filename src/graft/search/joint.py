@@ -10,6 +10,7 @@ import torch
 
 from graft.assembly import build_classifier, expected_input, look, open_folder, with_local_weights
 from graft.config import Config, TrainingPrecision, changed
+from graft.data.findings import refuse
 from graft.data.folder import Folder
 from graft.data.module import inverse_frequency
 from graft.errors import GraftError
@@ -65,7 +66,9 @@ class HeadTrials:
         local = with_local_weights(self.config)
         spec = expected_input(local)
         classifier = build_classifier(local, self.folder, spec)
-        return look(self.config, self.folder, classifier, spec, self.device)
+        photos = look(self.config, self.folder, classifier, spec, self.device)
+        refuse(photos.findings)
+        return photos
 
     def prepare(self) -> None:
         """Look at the photos, before the first trial is claimed."""
