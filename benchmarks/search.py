@@ -148,6 +148,7 @@ def _tune(inputs: Inputs, place: Path, *argv: str) -> tuple[float, Path]:
         [
             *(sys.executable, str(ROOT / "tune.py"), "data=folder", f"data.root={inputs.photos}", f"run_dir={run_dir}"),
             *(f"model.backbone={inputs.backbone}", f"model.weights={inputs.weights}"),
+            *("model.resize=256", "model.image_size=224"),  # as benchmarks.plain_search does
             *(f"features.cache_dir={place / 'cache' / inputs.photos.name}", "trainer.progress=false", *argv),
         ],
         cwd=ROOT,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graft.artifacts import RunDirectory, read_state
-from graft.config import OBJECTIVES, Config, changed, to_yaml
+from graft.config import OBJECTIVES, Config, SearchConfig, changed, to_yaml
 from graft.search.runs import Train
 from graft.search.space import Params
 from graft.storage import write_atomic
@@ -63,7 +63,8 @@ def retrain(
         directory: of the run.
         trial_state: what the trial trained, to be kept where the retrained model is worse.
     """
-    best = changed(dataclasses.replace(config, run_dir=str(directory)), params)
+    # Without the search's own settings: more trials with the same best need no second opening of test.
+    best = changed(dataclasses.replace(config, run_dir=str(directory), search=SearchConfig()), params)
     _make_way(directory, best)
     if read_state(directory).get("state") != "finished":
         train(best, ())

@@ -18,8 +18,8 @@ import torch
 
 from graft.artifacts import read_state
 from graft.assembly import open_folder
-from graft.config import OBJECTIVES, Config, EvaluateConfig, changed
-from graft.errors import GraftError
+from graft.config import OBJECTIVES, Config, EvaluateConfig, SearchConfig, changed
+from graft.errors import GraftError, RunError
 from graft.fit import pick_device
 from graft.search.pruning import divergence
 from graft.search.space import Params, Space, fewest, most
@@ -135,6 +135,8 @@ class _StopAtRung(pl.Callback):
         """Ask, once for the rungs that was passed."""
         loss = float(trainer.callback_metrics["valid/loss"])
         accuracy = float(trainer.callback_metrics["valid/accuracy"])
+        if not math.isfinite(loss):
+            raise RunError(f"training diverged: valid/loss is {loss} after {trainer.global_step} optimiser steps")
         self._seen.append((loss, accuracy))
         passed = [rung for rung in self._left if rung <= trainer.global_step]
         self._left = self._left[len(passed) :]
@@ -151,7 +153,13 @@ class _StopAtRung(pl.Callback):
 def _trial_config(config: Config, params: Params, directory: Path) -> Config:
     """An ordinary run's, with test shut and bars off."""
     trainer = dataclasses.replace(config.trainer, progress=False)
-    quiet = dataclasses.replace(config, run_dir=str(directory), evaluate=EvaluateConfig(test=False), trainer=trainer)
+    quiet = dataclasses.replace(
+        config,
+        run_dir=str(directory),
+        evaluate=EvaluateConfig(test=False),
+        trainer=trainer,
+        search=SearchConfig(),  # a search that goes on with more trials goes on with its interrupted ones too
+    )
     return changed(quiet, params)
 
 

@@ -137,7 +137,8 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
 
         stops = () if s.pruner is Pruner.none else rungs(*trials.lengths(space))
         while left := study.unfinished():
-            claimed = study.claim(portion(s.sampler.name, study.total, study.total - left))
+            together = portion(s.sampler.name, study.total, study.total - left) if trials.together else 1
+            claimed = study.claim(together)
             board.refresh()
             if claimed:
                 trials.run(claimed, stops, at_rung, at_end)

@@ -107,7 +107,11 @@ class Study:
 
     def report(self, number: int, step: int, value: float) -> None:
         """Write what a running trial has reached at a rung."""
-        self._storage.set_trial_intermediate_value(self._trial_id(number), step, value)
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        # Of a trial that another process has taken over and ended, nobody needs it any more.
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_intermediate_value(self._trial_id(number), step, value)
 
     def reached(self, step: int) -> dict[int, float]:
         """Number -> what trials of all processes had reached at a rung."""
