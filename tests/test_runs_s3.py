@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,8 @@ from graft.data.upload import upload
 from graft.errors import DataError, GraftError, RunError
 from graft.features.cache import usage
 from graft.model import build_backbone
-from tests.pictures import draw_folder
+from tests.breeds import BREEDS
+from tests.pictures import draw, draw_folder, write
 from tests.s3server import (
     Faults,
     FaultyProxy,
@@ -204,6 +206,24 @@ def run_until_terminated(overrides: list[str]) -> None:
         run(overrides)
     finally:
         patch.undo()
+
+
+def test_the_manifest_has_udacitys_breeds_in_label_order_from_the_folder_and_from_s3(root: str, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for label, breed in enumerate(BREEDS):
+        for split in ("train", "valid"):
+            rng = np.random.default_rng((label, len(split)))
+            write(photos / split / breed / "0.png", draw(label, rng, size=32))
+    upload(photos, f"s3://{BUCKET}/breeds")
+    short = ("trainer.max_epochs=1", "data.batch_size=128")
+    runs = (
+        tiny(photos, tmp_path / "here", *short),
+        remote(f"s3://{BUCKET}/breeds", tmp_path / "s3", tmp_path / "c", *short),
+    )
+    for overrides in runs:
+        names = read_json(run(overrides).run_dir / "bundle" / "manifest.json")["class_names"]
+        assert [names.index(name) for name in ("004.Akita", "023.Bernese_mountain_dog", "081.Greyhound")] == [3, 22, 80]
+        assert len(names) == 133
 
 
 def test_a_sweep_in_s3_and_other_urls_are_refused(root: str, tmp_path: Path) -> None:
