@@ -100,8 +100,10 @@ class ResumableLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Lightning asks for an iterator only
         self.served = self.order.start
+        # Named as torch names it where workers persist: Lightning ends them there when a fit fails.
+        self._iterator = iterator = super().__iter__()
         try:
-            for batch in super().__iter__():
+            for batch in iterator:
                 # Counted before the batch is handed out: a checkpoint is written after it was used.
                 self.served += 1
                 yield batch
@@ -109,6 +111,10 @@ class ResumableLoader(DataLoader[Batch]):
             # torch puts the traceback of the worker into the message; the last line is what the worker said.
             said = str(error).strip().splitlines()[-1]
             raise type(error)(said.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
+        finally:
+            # They leave SIGTERM to their parent, which would wait for ever for those that an error left behind.
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the running epoch were served."""
