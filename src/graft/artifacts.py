@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from graft.errors import RunError
 from graft.images import InputSpec
+from graft.locks import held
 from graft.storage import write_atomic, write_text
 
 MANIFEST_VERSION = 1
@@ -86,12 +87,7 @@ def open_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Iterator
         raise RunError(
             f"run_dir={path} cannot be made ({error.strerror}); accepted is a new or empty folder where you may write"
         ) from error
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(f"run_dir={path} is in use by another process; give another run_dir") from error
-    try:
+    with held(FileLock(path / ".lock"), busy=in_use(path)):
         run = _claim(path, config_yaml)
         write_text(run.config, config_yaml)
         run.write_json("overrides.json", list(overrides))
@@ -100,8 +96,11 @@ def open_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Iterator
         except BaseException as error:
             run.set_state(*_ended_by(error))
             raise
-    finally:
-        lock.release()
+
+
+def in_use(run_dir: Path | str) -> RunError:
+    """What a process is told that wants the run directory of another."""
+    return RunError(f"run_dir={run_dir} is in use by another process; give another run_dir")
 
 
 def read_state(path: Path) -> dict[str, str]:

@@ -22,9 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from graft.artifacts import in_use
 from graft.errors import DataError, RunError
+from graft.locks import held
 from graft.s3 import S3Store
 from graft.s3.versions import read_tag
 from graft.storage import write_atomic
@@ -53,12 +55,7 @@ def mirrored(location: str, staging: Path, *, interval_s: float = 30.0) -> Itera
         staging.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{staging}, for a copy of run_dir={location}, cannot be made: {error.strerror}") from error
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(f"run_dir={location} is in use by another process; give another run_dir") from error
-    try:
+    with held(FileLock(folder.with_name(f".{folder.name}.lock")), busy=in_use(location)):
         mirror = _Mirror(location, folder)
         try:
             mirror.fetch()
@@ -66,8 +63,6 @@ def mirrored(location: str, staging: Path, *, interval_s: float = 30.0) -> Itera
             raise RunError(f"run_dir={location} cannot be opened: {error}") from error
         with _sending(mirror, interval_s):
             yield folder
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from graft.data.download import ProgressBar, discard, download, http_url
 from graft.data.unzip import read_contents, unpack
 from graft.errors import DataError
+from graft.locks import held
 from graft.terminal import say
 
 
@@ -39,7 +38,8 @@ def fetch_archive(url: str, target: Path, *, size: int | None, region: str | Non
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        with held(lock, busy=f"another process fetches {target}; waiting for it"):
             if not target.exists():
                 _fetch(url, source, part, target, size, progress)
             discard(part)  # also that of a process that was killed when all was done but this
@@ -48,21 +48,6 @@ def fetch_archive(url: str, target: Path, *, size: int | None, region: str | Non
             f"data.archive={url}: {error.filename or target} cannot be written ({error.strerror}); accepted is a "
             "data.root where you may write"
         ) from error
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock; says so when another process has it."""
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another process fetches {target}; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _fetch(url: str, source: str, part: Path, target: Path, size: int | None, progress: ProgressBar) -> None:

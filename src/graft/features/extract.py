@@ -9,11 +9,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from graft.data.digests import UNKNOWN, DigestIndex, Digests
@@ -25,9 +25,9 @@ from graft.features.engines import Engine, Receive, Vectors
 from graft.features.exchange import fetch_from_others, merge_digests
 from graft.features.writer import ShardWriter
 from graft.images import InputSpec
+from graft.locks import held
 from graft.processes import ALONE, Team
 from graft.shards import distinct
-from graft.terminal import say
 
 Progress = Callable[[int], None]  # called with the number of photos done
 
@@ -115,11 +115,13 @@ def extract(job: Job, space: Space, make: Callable[[Receive], Engine], progress:
 def _check_same_photos(photos: PhotoList, team: Team) -> None:
     """Refuse a team whose processes list different photos: each has looked by itself, perhaps on its own disk."""
     found = photos.names_hash() if team.size > 1 else ""
-    if team.agree(found) != found:
-        raise DataError(
-            f"{photos.splits[0].store.location}: process {team.rank} finds other photos than process 0; "
-            "accepted is the same data on every machine"
-        )
+    agreed = team.agree(found)
+    with team.failing_together():
+        if agreed != found:
+            raise DataError(
+                f"{photos.splits[0].store.location}: process {team.rank} finds other photos than process 0; "
+                "accepted is the same data on every machine"
+            )
 
 
 def _to_do(digests: Digests, table: Table) -> NDArray[np.bool_]:
@@ -154,34 +156,23 @@ def _held(space: Space, team: Team) -> Iterator[bool]:
 
     Machines may have one cache directory or each its own: a note of the leader's tells them apart.
     """
-    lock, note = space.lock(), space.root / f"{space.key}.{team.agree(uuid.uuid4().hex)}.team"
-    if team.leads:
-        _acquire(lock)
-        for left in space.root.glob(f"{space.key}.*.team"):  # by a killed process
-            left.unlink()
-        note.touch()
-    team.wait()
-    tends = team.leads or (team.leads_machine and not note.exists())
-    if tends and not team.leads:
-        _acquire(lock)
-    team.wait()
-    try:
+    note = space.root / f"{space.key}.{team.agree(uuid.uuid4().hex)}.team"
+    # It may compute for an hour.
+    lock = partial(held, space.lock(), busy="another process computes these features; waiting for it")
+    with ExitStack() as stack:
+        if team.leads:
+            stack.enter_context(lock())
+            for left in space.root.glob(f"{space.key}.*.team"):  # by a killed process
+                left.unlink()
+            note.touch()
+            stack.callback(note.unlink)
+        team.wait()
+        tends = team.leads or (team.leads_machine and not note.exists())
+        if tends and not team.leads:
+            stack.enter_context(lock())
+        team.wait()
         yield tends
         team.wait()  # until all have opened the table: the next to hold the lock joins shards
-    finally:
-        if team.leads:
-            note.unlink()
-        if tends:
-            lock.release()
-
-
-def _acquire(lock: FileLock) -> None:
-    """Take the lock; says so when another process has it, for it may compute for an hour."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say("another process computes these features; waiting for it")
-        lock.acquire()
 
 
 def _compute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -28,8 +29,6 @@ def run_together(command: Sequence[str], processes: int) -> None:
         RunError: a process other than the first failed; with the end of what it said.
         SystemExit: the first one failed, or all were told to stop.
     """
-    import os
-
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

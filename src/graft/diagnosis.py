@@ -1,0 +1,91 @@
+"""What rules found in a run: one form for the debugger, the profiler and the report. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graft.errors import RunError
+from graft.storage import write_text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a rule found, in words for a person.
+
+    Attributes:
+        rule: name of the rule.
+        seen: what was seen, with its numbers.
+        why: why it matters.
+        change: what to change, as an override (`optim.lr=1e-4`), or a sentence where no key does it.
+        key: dotted key of the configuration that `change` turns; empty where there is none.
+        gain: what the change would bring by the run's own numbers; empty where they do not say.
+        since_step: optimiser steps taken when it was first seen; None for a run as a whole.
+        cost_s: seconds it cost in this run; None where it cost none that could be measured.
+        saved_s: seconds that the change is predicted to save in this run; None where that cannot be told.
+        symptoms: findings that this one explains.
+    """
+
+    rule: str
+    seen: str
+    why: str
+    change: str
+    key: str = ""
+    gain: str = ""
+    since_step: int | None = None
+    cost_s: float | None = None
+    saved_s: float | None = None
+    symptoms: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class RuleSummary:
+    """What became of one rule: a row of the report's rules table.
+
+    Attributes:
+        rule: its name.
+        checks: what it looks for, in a sentence.
+        triggered: how often it did.
+        points: data points that it looked at; 0 where the run recorded nothing for it.
+        parameters: name -> threshold.
+    """
+
+    rule: str
+    checks: str
+    triggered: int
+    points: int
+    parameters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that the rules of one kind say of a run; findings are ordered by what they cost, the dearest first."""
+
+    findings: tuple[Finding, ...]
+    rules: tuple[RuleSummary, ...]
+
+
+def write_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
+    """Write one as JSON, atomically."""
+    write_text(path, json.dumps(asdict(diagnosis), indent=1, allow_nan=False) + "\n")
+
+
+def read_diagnosis(path: Path) -> Diagnosis:
+    """What `write_diagnosis` wrote.
+
+    Raises:
+        RunError: the file is missing or not one of those.
+    """
+    try:
+        content = json.loads(path.read_text())
+        rules = tuple(RuleSummary(**row) for row in content["rules"])
+        return Diagnosis(_findings(content["findings"]), rules)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read as findings: {error}") from error
+
+
+def _findings(rows: Sequence[dict[str, Any]]) -> tuple[Finding, ...]:
+    return tuple(Finding(**{**row, "symptoms": _findings(row["symptoms"])}) for row in rows)
