@@ -1,23 +1,22 @@
-"""One process at a time: what happens to the others is either said and waited for, or an error."""
+"""One process at a time: what happens to the others is either told and waited for, or an error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
 from graft.errors import GraftError
-from graft.terminal import say
 
 
 @contextmanager
-def held(lock: FileLock, *, busy: str | GraftError) -> Iterator[None]:
+def held(lock: FileLock, *, busy: GraftError | Callable[[], object]) -> Iterator[None]:
     """Hold a lock; the kernel frees it when this process dies.
 
     Args:
         lock: of a local file system.
-        busy: where another process has it: an error that is raised, or a line that is said before waiting.
+        busy: where another process has it: an error that is raised, or what is called before waiting for it.
 
     Raises:
         GraftError: `busy`.
@@ -27,7 +26,7 @@ def held(lock: FileLock, *, busy: str | GraftError) -> Iterator[None]:
     except Timeout as error:
         if isinstance(busy, GraftError):
             raise busy from error
-        say(busy)
+        busy()
         lock.acquire()
     try:
         yield

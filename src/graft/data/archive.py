@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -41,7 +42,7 @@ def fetch_archive(url: str, target: Path, *, size: int | None, region: str | Non
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_name(f".{target.name}.lock"))
-        with held(lock, busy=f"another process fetches {target}; waiting for it"):
+        with held(lock, busy=partial(say, f"another process fetches {target}; waiting for it")):
             if not target.exists():
                 _fetch(url, source, part, target, size, progress)
             discard(part)  # also that of a process that was killed when all was done but this

@@ -28,6 +28,7 @@ from graft.images import InputSpec
 from graft.locks import held
 from graft.processes import ALONE, Team
 from graft.shards import distinct
+from graft.terminal import say
 
 Progress = Callable[[int], None]  # called with the number of photos done
 
@@ -158,7 +159,8 @@ def _held(space: Space, team: Team) -> Iterator[bool]:
     """
     note = space.root / f"{space.key}.{team.agree(uuid.uuid4().hex)}.team"
     # It may compute for an hour.
-    lock = partial(held, space.lock(), busy="another process computes these features; waiting for it")
+    busy = partial(say, "another process computes these features; waiting for it")
+    lock = partial(held, space.lock(), busy=busy)
     with ExitStack() as stack:
         if team.leads:
             stack.enter_context(lock())
