@@ -120,6 +120,7 @@ def draw_trials(count: int, epochs: int) -> list[HeadTrial]:
             algorithm="adam",
             schedule="constant",
             label_smoothing=0.0,
+            clip_norm=None,
             balance="none",
         )
         for number in range(count)
@@ -142,8 +143,10 @@ def measure(
 def together(trials: Sequence[HeadTrial], train: FeatureSource, valid: FeatureSource, device: str) -> None:
     """All heads on one pass."""
     from graft.search.heads import train_heads
+    from graft.search.heads_features import Features
 
-    results = train_heads(trials, train, valid, num_classes=CLASSES, device=device, report=lambda _: "continue")
+    sources = (Features(source, device=device) for source in (train, valid))
+    results = train_heads(trials, *sources, num_classes=CLASSES, report=lambda _: "continue")
     unwell = [f"{result.number}: {result.reason}" for result in results if result.state != "ok"]
     if unwell:
         raise SystemExit(f"not all trials took all their steps, so the figures would flatter: {', '.join(unwell)}")

@@ -281,6 +281,32 @@ def test_what_a_killed_process_left_is_run_again_with_its_number_and_parameters(
     assert all(again[number].items() >= begun[number].items() for number in (0, 1, 2))
 
 
+def test_a_trial_that_nobody_signed_is_taken_over_at_once(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=2)
+    study._study.ask()  # and its process is killed here, before it could say who it is
+    assert [trial.number for trial in study.claim(2)] == [0, 1]
+
+
+def test_a_trial_that_is_put_back_does_not_keep_its_dead_owner(tmp_path: Path) -> None:
+    dead, study, third = (open_study(tmp_path, trials=1) for _ in range(3))
+    dead.owner = f"{this_process().rsplit('/', 2)[0]}/{os.getpid()}/0"  # of a process that ended before
+    assert len(dead.claim(1)) == 1
+    with study._alone:
+        study._requeue_abandoned()
+        study._study.ask()
+        (running,) = third._running()
+    assert running.user_attrs["owner"] is None
+
+
+def test_a_torn_last_line_of_the_journal_is_cut(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=3)
+    assert [trial.number for trial in study.claim(2)] == [0, 1]
+    with (tmp_path / "study.journal").open("ab") as file:
+        file.write(b'{"op_code":6,"worker_id":"x","trial')  # the disk was full
+    assert study.tell(0, Outcome("ok", 0.5))
+    assert open_study(tmp_path, trials=3).values() == {0: 0.5}
+
+
 def test_a_process_that_stops_puts_its_trials_back(tmp_path: Path) -> None:
     study, other = open_study(tmp_path, trials=3), open_study(tmp_path, trials=3)
     other.owner = "another machine/1/2"

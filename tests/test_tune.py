@@ -25,7 +25,7 @@ from graft.classifier import Classifier
 from graft.command import take_sweeps
 from graft.config import Config, changed
 from graft.errors import ConfigError, RunError
-from graft.search import heads_lockstep, heads_stack
+from graft.search import heads_lockstep, heads_stack, retrain
 from graft.search.board import table
 from graft.search.joint import train_together
 from graft.search.search import SearchResult, search
@@ -39,7 +39,7 @@ from tests.training import read_json, start, tiny, wait_for
 
 # TINY gives both one value, which alone would leave them out of the space.
 SPACE = ("optim.lr=tag(log, interval(1e-3, 1e-1))", "data.batch_size=choice(8, 16)")
-KEYS = {"number", "params", "state", "value", "reason", "seconds"}
+KEYS = {"number", "params", "state", "value", "reason", "seconds", "steps"}
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +218,32 @@ def test_a_retrained_model_that_is_worse_is_reported_and_the_trial_kept(
     assert r.metrics["test/openings"] == 1  # of the ledger's two lines, which are of one run
     assert any("so the trial's model is kept" in sentence for sentence in sentences(result))
     assert (result.run_dir / "best" / "bundle" / "manifest.json").exists()
+
+
+def test_a_kill_while_the_trial_takes_the_worse_models_place_is_made_good(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(config: Config, *given: Any) -> Classifier:
+        return build_classifier(changed(config, {"optim.lr": 10.0}), *given)
+
+    def killed(path: Path, content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    argv = (*SPACE, "search.trials=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(graft.trainer, "build_classifier", careless)
+        patch.setattr(retrain, "write_atomic", killed)  # of the trial's weights, when the worse run has moved away
+        with pytest.raises(KeyboardInterrupt):
+            tune(photos, tmp_path / "search", *argv)
+    worse = tmp_path / "search" / "best-retrained-worse"
+    assert worse.exists()
+    for _ in range(2):  # the second finds all done
+        result = tune(photos, tmp_path / "search", *argv)
+        r = result.retrained
+        assert (r.kept, r.run_dir.name) == ("trial", "best")
+        assert r.value == read_json(worse / "metrics.json")["valid/loss"] > r.trial_value
+        assert r.metrics["valid/loss"] == pytest.approx(r.trial_value, abs=1e-5)
+        assert r.metrics["test/openings"] == 1
 
 
 # --- stopping early --------------------------------------------------------------------------------------------------

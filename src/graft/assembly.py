@@ -148,6 +148,7 @@ def build_classifier(config: Config, folder: Folder, spec: InputSpec) -> Classif
         lr=config.optim.lr,
         weight_decay=config.optim.weight_decay,
         label_smoothing=config.optim.label_smoothing,
+        clip_norm=config.optim.clip_norm,
         schedule=config.optim.schedule.value,
         backbone_lr_factor=config.optim.backbone_lr_factor,
         class_weights=None if weights is None else weights.tolist(),

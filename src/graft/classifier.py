@@ -37,6 +37,7 @@ class Classifier(pl.LightningModule):
         lr: learning rate of the head.
         weight_decay: of the optimiser.
         label_smoothing: in 0..1.
+        clip_norm: longest gradient (L2) of all that trains together; None for any.
         schedule: `constant` or `cosine`.
         backbone_lr_factor: learning rate of unfrozen parts, as a factor of `lr`.
         class_weights: weight of each class in the loss, [C]; None for equal weights.
@@ -57,6 +58,7 @@ class Classifier(pl.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
+        clip_norm: float | None = None,
         schedule: str = "constant",
         backbone_lr_factor: float = 0.1,
         class_weights: Sequence[float] | None = None,
@@ -134,6 +136,12 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Frozen parts in eval mode: `requires_grad` alone leaves BatchNorm's statistics moving."""
         set_modes(self.backbone, self.hparams["unfreeze"])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Shorten a long gradient; Lightning's own clipping refuses a fused optimiser in bf16."""
+        if self.hparams["clip_norm"] is not None:
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            torch.nn.utils.clip_grad_norm_(trained, self.hparams["clip_norm"])
 
     def configure_optimizers(self) -> Any:
         """One optimiser over what trains, and the schedule where there is one."""

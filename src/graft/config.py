@@ -202,6 +202,7 @@ class OptimConfig:
     lr: float = knob(1e-3, "learning rate of the head", above=0)
     weight_decay: float = knob(0.0, "weight decay", least=0)
     label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
+    clip_norm: float | None = knob(None, "longest gradient of all trained weights together (L2); null: any", above=0)
     schedule: Schedule = knob(Schedule.constant, "cosine goes to zero over trainer.max_epochs")
     backbone_lr_factor: float = knob(0.1, "learning rate of unfrozen backbone parts, as a factor of lr", above=0)
 

@@ -56,4 +56,5 @@ def _row(record: Record) -> dict[str, object]:
         "value": outcome.value,
         "reason": outcome.reason,
         "seconds": round(outcome.seconds, 3),
+        "steps": outcome.steps,
     }

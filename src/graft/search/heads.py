@@ -12,22 +12,19 @@ trials of a call nor on the number of cores, to the last bit.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from graft.environment import available_cores
 from graft.errors import GraftError
-from graft.features.source import FeatureSource
 from graft.search.heads_course import Course, Decision, HeadResult, HeadTrial, Point, Progress, Report
-from graft.search.heads_features import Features
+from graft.search.heads_features import Features, free_bytes
 from graft.search.heads_lockstep import Lesson, Lockstep
 
 __all__ = ["Decision", "HeadResult", "HeadTrial", "Point", "Progress", "Report", "train_heads"]
@@ -41,15 +38,13 @@ FAILURES = (GraftError, ValueError, RuntimeError, MemoryError)
 
 def train_heads(
     trials: Sequence[HeadTrial],
-    train: FeatureSource,
-    valid: FeatureSource,
+    train: Features,
+    valid: Features,
     *,
     num_classes: int,
-    device: str,
     report: Report,
     class_weights: Sequence[float] | None = None,
     rungs: Iterable[int] = (),
-    dtype: torch.dtype = torch.float32,
     memory_bytes: float | None = None,
     keep_weights: bool = False,
 ) -> list[HeadResult]:
@@ -60,27 +55,23 @@ def train_heads(
 
     Args:
         trials: what to train.
-        train: features of the training photos, of one or more views.
-        valid: features of the validation photos, of one view.
+        train: features of the training photos, of one or more views; heads train where these are, in their dtype.
+        valid: features of the validation photos, of one view, likewise.
         num_classes: C.
-        device: cpu or cuda.
         report: told of every head at every rung and end of an epoch, and last of its end; the answer "prune"
             stops a running head. It is called from several threads, but never from two at once.
         class_weights: weight of each class, [C], as `Classifier` takes them; for trials with balance=loss.
         rungs: optimiser steps at which valid is looked at, beside the ends of epochs.
-        dtype: of the arithmetic.
-        memory_bytes: what heads and a copy of the features may take; three quarters of what is free if not given.
+        memory_bytes: what heads may take; three quarters of what is free if not given.
         keep_weights: whether results hold the weights of the best epoch.
 
     Raises:
         Exception: what `report` raised; the training is then given up.
     """
-    budget = 0.75 * free_bytes(device) if memory_bytes is None else memory_bytes
-    on_train = Features(train, device=device, dtype=dtype, most_bytes=budget / 2)
-    on_valid = Features(valid, device=device, dtype=dtype, most_bytes=budget / 8)
+    device, dtype = train.device, train.dtype
     weights = None if class_weights is None else torch.tensor(class_weights, device=device, dtype=dtype)
-    lesson = Lesson(on_train, on_valid, num_classes, weights, frozenset(rungs), device, dtype)
-    left = budget - on_train.bytes_held - on_valid.bytes_held
+    lesson = Lesson(train, valid, num_classes, weights, frozenset(rungs), device, dtype)
+    left = 0.75 * free_bytes(device) if memory_bytes is None else memory_bytes
     courses = [Course(trial) for trial in trials]
     workers = available_cores() if device == "cpu" else 1
     with _one_torch_thread_each(device):
@@ -215,20 +206,6 @@ def widest(count: int, device: str, workers: int) -> int:
 def _work(stack: Sequence[Course]) -> float:
     # In epochs of one head with large batches. Adam takes as long as the products of 24 photos.
     return sum(course.trial.max_epochs * (1 + 24 / course.trial.batch_size) for course in stack)
-
-
-def free_bytes(device: str) -> float:
-    """Memory that this process may take: of the GPU, or of the machine or the container around it."""
-    if device != "cpu":
-        return float(torch.cuda.mem_get_info(device)[0])
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2]
-    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        limits = [float(fields["MemAvailable"].split()[0]) * 1024]
-    if container.exists() and (text := container.read_text().strip()).isdecimal():
-        limits.append(float(text) / 2)
-    return min(limits)
 
 
 @contextmanager

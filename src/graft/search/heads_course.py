@@ -33,6 +33,7 @@ class HeadTrial:
         algorithm: adam or adamw.
         schedule: constant or cosine.
         label_smoothing: in 0..1.
+        clip_norm: longest gradient of the head; None for any.
         balance: none, sampler or loss.
     """
 
@@ -48,6 +49,7 @@ class HeadTrial:
     algorithm: str
     schedule: str
     label_smoothing: float
+    clip_norm: float | None
     balance: str
 
 

@@ -9,6 +9,7 @@ that stay: autograd would allocate those of K heads anew in every step, which co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -67,6 +68,9 @@ class Stack:
             for trial, optimizer in zip(trials, self.optimizers, strict=True)
         ]
         self.smoothing = torch.tensor([trial.label_smoothing for trial in trials], device=device, dtype=dtype)
+        limits = [math.inf if trial.clip_norm is None else trial.clip_norm for trial in trials]
+        self.clip_norms = torch.tensor(limits, device=device, dtype=dtype)
+        self.clips = any(math.isfinite(limit) for limit in limits)
         self.classes = torch.arange(num_classes, device=device)
         self.class_weights = torch.ones(k, num_classes, device=device, dtype=dtype)
         for slot, trial in enumerate(trials):
@@ -84,6 +88,8 @@ class Stack:
         logs = logits.log_softmax(2)
         losses = -(targets * logs).sum((1, 2))
         self._backward(inputs, hidden, logs.exp_().mul_(targets.sum(2, keepdim=True)).sub_(targets))
+        if self.clips:
+            self._clip()
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             if schedule is not None:
@@ -100,7 +106,7 @@ class Stack:
 
     def keep(self, slots: Sequence[int]) -> None:
         """Go on with the heads at `slots`, ascending; the others leave, and their work with them."""
-        for tensor in (*self.parameters, *self.gradients, self.smoothing, self.class_weights):
+        for tensor in (*self.parameters, *self.gradients, self.smoothing, self.clip_norms, self.class_weights):
             for new, old in enumerate(slots):
                 if new != old:
                     tensor[new] = tensor[old]
@@ -108,6 +114,7 @@ class Stack:
         self.parameters = [tensor[:count] for tensor in self.parameters]
         self.gradients = [tensor[:count] for tensor in self.gradients]
         self.smoothing, self.class_weights = self.smoothing[:count], self.class_weights[:count]
+        self.clip_norms = self.clip_norms[:count]
         self.own = [self.own[slot] for slot in slots]
         self.optimizers = [self.optimizers[slot] for slot in slots]
         self.schedules = [self.schedules[slot] for slot in slots]
@@ -146,6 +153,14 @@ class Stack:
         d_hidden = torch.bmm(d_logits, self.parameters[2].mT).mul_(hidden.sign_())
         torch.bmm(inputs.expand(len(self), -1, -1).mT, d_hidden, out=weight)
         torch.sum(d_hidden, 1, keepdim=True, out=bias)
+
+    def _clip(self) -> None:
+        """Shorten each head's own gradient, as torch's `clip_grad_norm_` does."""
+        squares = [tensor.square().sum((1, 2)) for tensor in self.gradients]
+        factors = (self.clip_norms / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp_(max=1.0)
+        factors[self.clip_norms.isinf()] = 1.0  # also where the gradient is not finite
+        for tensor in self.gradients:
+            tensor.mul_(factors[:, None, None])
 
     def _fill(self, trials: Sequence[HeadTrial], width: int, num_classes: int) -> None:
         for slot, trial in enumerate(trials):

@@ -19,6 +19,7 @@ from graft.fit import pick_device
 from graft.photos import Photos
 from graft.search.heads import train_heads
 from graft.search.heads_course import Decision, HeadResult, HeadTrial, Progress, Report
+from graft.search.heads_features import Features
 from graft.search.runs import AtEnd, AtRung, known_at_rungs, lengths
 from graft.search.space import Params, Space
 from graft.search.trials import Curve, Outcome, Trial
@@ -27,6 +28,7 @@ from graft.search.trials import Curve, Outcome, Trial
 JOINT = frozenset(
     {
         *("optim.lr", "optim.weight_decay", "optim.algorithm", "optim.schedule", "optim.label_smoothing"),
+        "optim.clip_norm",
         *("data.batch_size", "data.balance", "model.hidden", "seed"),
         *("trainer.max_epochs", "trainer.max_steps", "trainer.patience"),
     }
@@ -69,6 +71,14 @@ class HeadTrials:
         photos = look(self.config, self.folder, classifier, spec, self.device)
         refuse(photos.findings)
         return photos
+
+    @cached_property
+    def features(self) -> tuple[Features, Features]:
+        """Of train and of valid, in memory where they fit; one copy for all portions."""
+        train, valid = self.photos.train_source(), self.photos.source(self.photos.splits["valid"])
+        assert isinstance(train, FeatureSource)
+        assert isinstance(valid, FeatureSource)
+        return Features(train, device=self.device), Features(valid, device=self.device)
 
     def prepare(self) -> None:
         """Look at the photos, before the first trial is claimed."""
@@ -118,17 +128,11 @@ class HeadTrials:
     def _train(
         self, heads: Sequence[HeadTrial], report: Report, *, rungs: Sequence[int] = (), keep_weights: bool = False
     ) -> list[HeadResult]:
-        valid = self.photos.source(self.photos.splits["valid"])
-        train = self.photos.train_source()
-        assert isinstance(train, FeatureSource)
-        assert isinstance(valid, FeatureSource)
         classes = len(self.folder.class_names)
         return train_heads(
             heads,
-            train,
-            valid,
+            *self.features,
             num_classes=classes,
-            device=self.device,
             report=report,
             # as the ordinary path counts them: over all photos of train, damaged ones included
             class_weights=inverse_frequency(self.folder.train.labels(), classes).tolist(),
@@ -165,5 +169,6 @@ def head_trial(config: Config, number: int) -> HeadTrial:
         algorithm=o.algorithm.value,
         schedule=o.schedule.value,
         label_smoothing=o.label_smoothing,
+        clip_norm=o.clip_norm,
         balance=config.data.balance.value,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
 
@@ -31,6 +32,20 @@ class KernelLock:
         self._lock.release()
 
 
+def cut_torn_line(file: BinaryIO) -> None:
+    """Go to the end of a journal, without the last line where a full disk or a power failure left but a part of it.
+
+    Readers pass over a part at the end; a whole line after it would make the journal unreadable for good.
+    """
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
 def open_journal(path: Path) -> JournalStorage:
     """Optuna's storage over a journal file, made where there is none."""
     from optuna.storages import JournalStorage
@@ -43,12 +58,14 @@ def open_journal(path: Path) -> JournalStorage:
             lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
             lock.acquire()
             try:
-                with path.open("ab") as file:
+                with path.open("r+b") as file:
+                    cut_torn_line(file)
                     file.write(lines.encode())
             finally:
                 lock.release()
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
     lock = KernelLock(path)
     # it has the two methods of Optuna's abstract class, which would have to be imported with the module
     return JournalStorage(Journal(str(path), lock))  # type: ignore[arg-type]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
+
+PROC = Path("/proc")
 
 
 def this_process() -> str:
@@ -18,15 +21,32 @@ def is_running(owner: str) -> bool | None:
 
 
 def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    if not PROC.exists():
+        return f"{uuid.getnode():x}"
+    boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink(PROC / 'self/ns/pid')}"
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty where there is none."""
+    """When a process started; empty where there is none.
+
+    On Linux in clock ticks since boot: psutil adds the time of boot, which moves when the clock is set.
+    """
+    if not PROC.exists():
+        return _started_elsewhere(pid)
     try:
         # the second field is the program's name in parentheses, which may hold spaces
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _started_elsewhere(pid: int) -> str:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return ""

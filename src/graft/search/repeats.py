@@ -24,6 +24,11 @@ class Repeats:
     best: tuple[Outcome, ...]
     default: tuple[Outcome, ...]
 
+    def pairs(self) -> list[tuple[float, float]]:
+        """Objectives of best and default by seed, but for seeds with which either has none: it failed or diverged."""
+        both = zip(self.best, self.default, strict=True)
+        return [(b.value, d.value) for b, d in both if b.value is not None and d.value is not None]
+
 
 def repeat(
     config: Config, trials: HeadTrials | RunTrials, records: Sequence[Record], best: int, run_dir: Path

@@ -65,19 +65,25 @@ def retrain(
     """
     # Without the search's own settings: more trials with the same best need no second opening of test.
     best = changed(dataclasses.replace(config, run_dir=str(directory), search=SearchConfig()), params)
-    _make_way(directory, best)
-    if read_state(directory).get("state") != "finished":
+    worse = directory.with_name(f"{directory.name}-retrained-worse")
+    for path in (directory, worse):
+        _make_way(path, best)
+    if not worse.exists() and read_state(directory).get("state") != "finished":
         train(best, ())
-    metrics = json.loads((directory / "metrics.json").read_text())
     objective = config.search.objective
-    value = float(metrics[objective])
+    value = _read_metrics(worse if worse.exists() else directory)[objective]
     loss = (trial_value - value) if OBJECTIVES[objective] else (value - trial_value)
     kept = "retrained"
-    if noise is not None and loss > noise:
-        _keep_trial(best, directory, trial_state(), train)
-        metrics = json.loads((directory / "metrics.json").read_text())
+    if worse.exists() or (noise is not None and loss > noise):
+        _keep_trial(best, directory, worse, trial_state, train)
         kept = "trial"
-    return Retrained(directory, metrics, value, trial_value, noise, kept, toy=config.data.kind.name == "demo")
+    metrics, toy = _read_metrics(directory), config.data.kind.name == "demo"
+    return Retrained(directory, metrics, value, trial_value, noise, kept, toy)
+
+
+def _read_metrics(directory: Path) -> dict[str, float]:
+    content: dict[str, float] = json.loads((directory / "metrics.json").read_text())
+    return content
 
 
 def _make_way(directory: Path, config: Config) -> None:
@@ -87,23 +93,26 @@ def _make_way(directory: Path, config: Config) -> None:
         directory.rename(directory.with_name(f"{directory.name}-{read_state(directory).get('id', 'old')[:8]}"))
 
 
-def _keep_trial(config: Config, directory: Path, state: Mapping[str, torch.Tensor], train: Train) -> None:
+def _keep_trial(
+    config: Config, directory: Path, worse: Path, trial_state: Callable[[], Mapping[str, torch.Tensor]], train: Train
+) -> None:
     """Put what the trial trained where the ordinary run keeps its best one, and let it evaluate and bundle that.
 
-    The run keeps its id: the test split counts as opened once.
+    The run keeps its id: the test split counts as opened once. Goes on from wherever an earlier process was killed.
     """
     import torch
 
-    run_id = read_state(directory)["id"]
-    worse = directory.with_name(f"{directory.name}-retrained-worse")
-    directory.rename(worse)
-    run = RunDirectory(directory, run_id)
-    run.checkpoints.mkdir(parents=True)
-    run.set_state("unfinished")
-    before = torch.load(worse / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
-    before["state_dict"] |= state
+    if not worse.exists():
+        directory.rename(worse)
+    if read_state(directory).get("state") == "finished":
+        return
+    run = RunDirectory(directory, read_state(worse)["id"])
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    best = torch.load(worse / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+    best["state_dict"] |= trial_state()
     buffer = io.BytesIO()
-    torch.save(before, buffer)
+    torch.save(best, buffer)
     write_atomic(run.checkpoints / "best.ckpt", buffer.getvalue())
     (run.checkpoints / "finished").touch()
+    run.set_state("unfinished")
     train(config, ())

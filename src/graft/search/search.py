@@ -163,10 +163,9 @@ def finish(
     write_text(run_dir / "best.yaml", best_overrides(overrides, records[best].params))
 
     repeats = repeat(config, trials, records, best, run_dir)
-    of_best, of_default = ([o.value for o in part if o.value is not None] for part in (repeats.best, repeats.default))
-    gained = None
-    if best and len(of_best) == len(of_default):
-        gained = gain(of_best, of_default, maximize=study.maximize)
+    pairs = repeats.pairs()
+    gained = gain(*zip(*pairs, strict=True), maximize=study.maximize) if best and pairs else None
+    of_best = [o.value for o in repeats.best if o.value is not None]
     noise = 3 * float(np.std(of_best, ddof=1)) if len(of_best) >= 3 else None
     retrained = retrain(
         config,

@@ -11,9 +11,11 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from graft.errors import ConfigError, RunError
 from graft.search.journal import open_journal
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 BEAT = 5.0  # seconds between the signs of life of a process
 STALE = 60.0  # seconds without one, after which its trials are taken over; a process of this machine is looked up
 TABLES_TRIES = 10
-UNOWNED = 5.0  # seconds between Optuna's making a trial and its owner's name, at most
 
 
 class Study:
@@ -80,13 +81,18 @@ class Study:
         self._refuse_other_settings(dict(settings), journal if storage is None else storage)
         self.owner = this_process()
         self._seen: dict[str, tuple[Any, float]] = {}
+        # Optuna makes a trial and its owner signs it in two steps. Processes that share a journal take turns at both;
+        # those that share a database may be anywhere, and have STALE seconds between the two.
+        self._shares_journal = storage is None
+        self._alone: AbstractContextManager[Any] = FileLock(f"{journal}.claims") if storage is None else nullcontext()
 
     def claim(self, count: int) -> list[Trial]:
         """Up to `count` trials that nobody runs: new ones, or those that a dead process left."""
-        self._requeue_abandoned()
         claimed: list[Trial] = []
-        while len(claimed) < count and (trial := self._ask()) is not None:
-            claimed.append(trial)
+        with self._alone:
+            self._requeue_abandoned()
+            while len(claimed) < count and (trial := self._ask()) is not None:
+                claimed.append(trial)
         return claimed
 
     def tell(self, number: int, outcome: Outcome) -> bool:
@@ -143,9 +149,12 @@ class Study:
         """Give signs of life meanwhile, so that no other machine takes this process's trials over."""
         stop = threading.Event()
 
+        from sqlalchemy.exc import SQLAlchemyError
+
         def beat() -> None:
             while not stop.wait(BEAT):
-                self.sign()
+                with suppress(SQLAlchemyError):  # the database may be back at the next beat
+                    self.sign()
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -167,9 +176,10 @@ class Study:
 
     def release(self) -> None:
         """Put the trials of this process back into the queue: it is about to stop."""
-        for trial in self._running():
-            if trial.user_attrs.get("owner") == self.owner:
-                self._requeue(trial)
+        with self._alone:
+            for trial in self._running():
+                if trial.user_attrs.get("owner") == self.owner:
+                    self._requeue(trial)
 
     def _ask(self) -> Trial | None:
         from optuna.trial import TrialState
@@ -204,15 +214,17 @@ class Study:
         now = self._storage.get_trial(trial_id)
         if now.state is not TrialState.RUNNING or now.user_attrs.get("owner") != trial.user_attrs.get("owner"):
             return
-        try:
+        with suppress(UpdateFinishedTrialError):
+            # Whoever asks for it next has not signed it yet, and is not to be taken for the one who left it.
+            self._storage.set_trial_user_attr(trial_id, "owner", None)
             self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
-        except UpdateFinishedTrialError:
-            return
 
     def _lives(self, number: int, owner: str | None) -> bool:
         """Whether the process that runs a trial is there: looked up on this machine, else by its signs of life."""
         if owner is not None and (known := is_running(owner)) is not None:
             return known
+        if owner is None and self._shares_journal:
+            return False  # it was made and not signed by a process that is no longer in `claim`
         sign = self._study.user_attrs.get(f"alive {owner}") if owner else number
         # By this process's clock alone: those of two machines need not agree.
         key = owner or f"unowned {number}"
@@ -220,7 +232,7 @@ class Study:
         if key not in self._seen or sign != before:
             self._seen[key] = (sign, time.monotonic())
             return True
-        return time.monotonic() - since < (STALE if owner else UNOWNED)
+        return time.monotonic() - since < STALE
 
     def _running(self) -> list[optuna.trial.FrozenTrial]:
         from optuna.trial import TrialState
