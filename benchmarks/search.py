@@ -13,7 +13,8 @@ DIR has train/, valid/ and test/. The 8 configurations are batch sizes 32 to 256
 `ways`: (a) and (b) look at every photo in every epoch of every trial. One trial of each on a subset (10 classes,
 25 + 3 photos a class, 2 epochs) is timed and scaled by images, and a small search (10 classes, 10 + 3 photos a class)
 is run in full, trial by trial, to see whether the scaling holds. (c) and (d) are run in full.
-`loss`: the best valid loss of (c) against that of (a) on the small set with the same transform, over 5 seeds.
+`loss`: the best valid loss of (c) against that of (a) on 10 classes with all their photos and the same transform, over
+5 seeds.
 `views`: what 5 cached augmented views of each training photo cost and gain, on 10 classes with all their photos.
 `counts`: `tune.py`, warm, start-up included, with 8 to 128 trials: seconds a trial, the share of the machine's fp32
 matrix rate that the products of training reach, and the same with halving.
@@ -80,15 +81,16 @@ def main() -> None:
         def inputs(photos: Path) -> Inputs:
             return _inputs(photos, options.backbone, weights)
 
-        if {"ways", "loss"} & set(options.parts):
-            small = inputs(_some(whole, place / "small", train=10, valid=3))
+        if {"loss", "views"} & set(options.parts):
+            some = inputs(_some(whole, place / "some"))
         if "ways" in options.parts:
+            small = inputs(_some(whole, place / "small", train=10, valid=3))
             subset = inputs(_some(whole, place / "subset", train=25, valid=3))
             out.print(_ways(inputs(whole), subset, small, place))
         if "loss" in options.parts:
-            out.print(_loss(small, place))
+            out.print(_loss(some, place))
         if "views" in options.parts:
-            out.print(_views(inputs(_some(whole, place / "views")), place))
+            out.print(_views(some, place))
         if "counts" in options.parts:
             out.print(_counts(inputs(whole), place))
 
@@ -213,18 +215,18 @@ def _ways(whole: Inputs, subset: Inputs, small: Inputs, place: Path) -> Table:
     return table
 
 
-def _loss(small: Inputs, place: Path) -> str:
+def _loss(some: Inputs, place: Path) -> str:
     """The best valid loss of (c) minus that of (a), over seeds, with the same transform."""
-    honest = _plain(small, "a", CONFIGURATIONS[3:4], epochs=1).losses[0][0]
-    kept = _plain(small, "a", CONFIGURATIONS[3:4], epochs=1, memo=True).losses[0][0]
-    theirs = _plain(small, "a", CONFIGURATIONS, seeds=SEEDS, memo=True).losses
+    honest = _plain(some, "a", CONFIGURATIONS[3:4], epochs=1).losses[0][0]
+    kept = _plain(some, "a", CONFIGURATIONS[3:4], epochs=1, memo=True).losses[0][0]
+    theirs = _plain(some, "a", CONFIGURATIONS, seeds=SEEDS, memo=True).losses
     differences = []
     for seed, losses in zip(SEEDS, theirs, strict=True):
-        _, run_dir = _tune(small, place, *_grid(), f"seed={seed}")
+        _, run_dir = _tune(some, place, *_grid(), f"seed={seed}")
         differences.append(_best(run_dir) - min(losses))
     upper = np.mean(differences) + student(len(SEEDS) - 1) * np.std(differences, ddof=1) / np.sqrt(len(SEEDS))
     return (
-        f"best valid loss on {small.train} + {small.valid} photos, (c) - (a), {len(SEEDS)} seeds: "
+        f"best valid loss on {some.train} + {some.valid} photos, (c) - (a), {len(SEEDS)} seeds: "
         f"{np.mean(differences):+.4f}, at most {upper:+.4f} (95 %). The features of (a) were kept between its seeds; "
         f"a trial without that differs by {abs(honest - kept):.1e}"
     )
