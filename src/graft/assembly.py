@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from graft.artifacts import RunDirectory, open_run
 from graft.bundle import make_manifest, save_bundle
 from graft.classifier import Classifier
-from graft.config import Balance, Config, DataKind, OnFinding, to_yaml
+from graft.config import Balance, Config, DataKind, DebuggerBackend, OnFinding, to_yaml
 from graft.data.archive import fetch_archive
 from graft.data.demo import generate
 from graft.data.digests import DigestIndex
@@ -24,6 +24,7 @@ from graft.data.stores import open_store
 from graft.debugger.judge import diagnose, is_reason_to_stop, why_stopped
 from graft.debugger.probe import Probe
 from graft.debugger.records import Facts
+from graft.debugger.smdebug_hook import SmdebugHook
 from graft.diagnosis import told
 from graft.environment import git_sha
 from graft.errors import ConfigError, DataError, WeightsError
@@ -292,6 +293,7 @@ def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team =
     d = config.debugger
     if not d.enabled:
         return []
+    with_smdebug = d.backend is DebuggerBackend.smdebug and team.leads
     facts = Facts(
         num_classes=data.num_classes,
         batch_size=config.data.batch_size,
@@ -308,6 +310,7 @@ def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team =
             eval_interval=d.eval_interval,
             statistics_interval=d.statistics_interval,
             writes=team.leads,
+            beside=SmdebugHook(run.path, d.train_interval, d.eval_interval) if with_smdebug else None,
             stop=partial(is_reason_to_stop, run.path) if d.on_finding is OnFinding.stop else None,
         )
     ]

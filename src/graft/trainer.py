@@ -28,6 +28,7 @@ from graft.classifier import Classifier
 from graft.config import Config, DataKind, config_hash
 from graft.data.findings import LEAKS, refuse, summarise
 from graft.debugger.judge import why_stopped
+from graft.debugger.smdebug_hook import check_backend
 from graft.environment import describe_environment
 from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_predictions
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
@@ -76,6 +77,7 @@ def train(
     started = time.perf_counter() if started is None else started
     quiet_lightning()
     device = pick_device(config.trainer.accelerator.value)
+    check_backend(config.debugger.backend.value)
     with exit_on_sigterm(), join_team(device) as team, open_run_of(config, overrides, team) as run, judged(run):
         run.write_json("environment.json", {**describe_environment(), "device": device, "processes": team.size})
         local = with_local_weights(config, team)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from graft.debugger.loss_rules import SAGEMAKER
-from graft.debugger.records import EVAL, Records
+from graft.debugger.records import EVAL, TRAIN, Column, Records
 from graft.debugger.rule import Rule, Verdict
 from graft.diagnosis import Finding
 
 IMBALANCE = 10.0  # ClassImbalance.threshold_imbalance
 SAMPLES = 500  # ClassImbalance.samples
-SUSPECTED = 0.1
+SUSPECTED = 0.05
+PHOTOS = 200
+KNOWS = 0.5
 
 
 def class_imbalance(records: Records) -> Verdict:
@@ -54,55 +58,74 @@ def _who_suffers(records: Records, small: NDArray[np.int64]) -> str:
 
 
 def label_noise_suspected(records: Records) -> Verdict:
-    """The share of photos that the model is sure are of another class, as sure as it is of that class's own."""
-    label, guess, p_label, p_guess = last_answers(records)
-    if len(label) < SAMPLES:
-        return Verdict(0)
-    suspected = suspects(label, guess, p_label, p_guess, records.facts.num_classes)
-    share = float(suspected.mean())
-    if share <= SUSPECTED:
-        return Verdict(len(label))
+    """Photos that the model is sure are of another class: of valid/ at the end, of train/ before it has learnt them."""
+    shares = {
+        split: noise_share(*answers, records.facts.num_classes)
+        for split, answers in (("valid", last_answers(records)), ("train", first_answers(records)))
+        if len(answers[0]) >= PHOTOS
+    }
+    judged = {split: share for split, share in shares.items() if share is not None}
+    points = sum(len(a[0]) for a in (last_answers(records), first_answers(records))) if judged else 0
+    high = {split: share for split, share in judged.items() if share > SUSPECTED}
+    if not high:
+        return Verdict(points)
+    listed = " and ".join(f"{share:.0%} of those of {split}/" for split, share in high.items())
     return Verdict(
-        len(label),
-        int(suspected.sum()),
+        points,
+        len(high),
         Finding(
             rule="label_noise_suspected",
-            seen=f"{share:.0%} of the labels look wrong",
-            why="",
-            change="",
+            seen=f"{listed} have a label that the model finds less likely than chance, while it is sure of another",
+            why="wrong labels teach what is wrong, and in valid/ they hide which model is better",
+            change="look through the likeliest mistakes in predictions.csv and mend their folders; until then "
+            "optim.label_smoothing=0.1 and fewer trainer.max_epochs keep them from being learnt",
+            key="optim.label_smoothing",
+            since_step=0,
         ),
     )
 
 
-def suspects(
+def noise_share(
     label: NDArray[np.int64],
     guess: NDArray[np.int64],
     p_label: NDArray[np.float64],
     p_guess: NDArray[np.float64],
     num_classes: int,
-) -> NDArray[np.bool_]:
-    """Which photos look mislabelled, bool [N], by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+) -> float | None:
+    """Share of photos that look mislabelled; None where the model is wrong too often to be asked.
 
-    The threshold of a class is the mean probability that its own photos are given; a photo that another class
-    claims with more than that class's threshold, while its own label is below chance, is suspected.
+    By confident learning (Northcutt et al. 2021, arXiv:1911.00068): a photo is suspected where another class claims it
+    with more than the mean probability that photos are given for their own. Stricter than there, its own label must be
+    below chance, for two breeds that look alike are no mistake.
     """
-    photos = np.bincount(label, minlength=num_classes)
-    threshold = np.bincount(label, p_label, num_classes) / np.maximum(photos, 1)
-    threshold[photos == 0] = 1.0
-    found: NDArray[np.bool_] = (guess != label) & (p_guess >= threshold[guess]) & (p_label < 1 / num_classes)
-    return found
+    if not len(label) or (guess == label).mean() < KNOWS:
+        return None
+    suspected = (guess != label) & (p_guess >= p_label.mean()) & (p_label < 1 / num_classes)
+    return float(suspected.mean())
 
 
-def last_answers(
-    records: Records, mode: str = EVAL
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+Answers = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def last_answers(records: Records) -> Answers:
     """Label, guess, and the probability of each, [N], of the last evaluation."""
     answers = records.table("answers")
-    of_mode = answers["mode"] == mode
-    taken = answers["global_step"][of_mode]
-    last = of_mode.copy()
-    last[of_mode] = taken == taken.max(initial=-1)
-    return answers["label"][last], answers["guess"][last], answers["p_label"][last], answers["p_guess"][last]
+    of_mode = answers["mode"] == EVAL
+    return _chosen(answers, of_mode & (answers["global_step"] == answers["global_step"][of_mode].max(initial=-1)))
+
+
+def first_answers(records: Records) -> Answers:
+    """Likewise of the training steps from the middle of the first epoch to the end of the second.
+
+    By then the model knows the classes, but not yet the photos.
+    """
+    answers, epoch = records.table("answers"), records.facts.steps_per_epoch
+    step = answers["step"]
+    return _chosen(answers, (answers["mode"] == TRAIN) & (step >= epoch / 2) & (step < 2 * epoch))
+
+
+def _chosen(answers: Mapping[str, Column], rows: NDArray[np.bool_]) -> Answers:
+    return answers["label"][rows], answers["guess"][rows], answers["p_label"][rows], answers["p_guess"][rows]
 
 
 RULES = (
@@ -117,7 +140,7 @@ RULES = (
         "label_noise_suspected",
         "few photos look to the model as if they were of another class than their label says",
         label_noise_suspected,
-        {"share": SUSPECTED, "samples": SAMPLES},
+        {"share": SUSPECTED, "photos": PHOTOS, "least_accuracy": KNOWS},
         "",
     ),
 )

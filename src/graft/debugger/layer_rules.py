@@ -15,10 +15,10 @@ from graft.diagnosis import Finding
 VANISHED = 1e-7  # VanishingGradient.threshold
 LEARNT = 0.1  # a loss below this share of ln C: small gradients are as they should be
 EXPLODED = 10.0
-LOOKS = 3
+LOOKS = 1
 VARIANCE_RATIO = 10.0  # PoorWeightInitialization.threshold
 INITIAL_LOSS = 2.0
-DEAD_SHARE = 0.5  # DeadRelu.threshold_layer
+DEAD_SHARE = 0.9  # DeadRelu.threshold_layer is 0.5, which healthy heads exceed on features that are much alike
 
 
 def vanishing_gradient(records: Records) -> Verdict:

@@ -47,12 +47,12 @@ def nan_or_inf(records: Records) -> Verdict:
 
 
 def loss_not_decreasing(records: Records) -> Verdict:
-    """The loss of the last tenth of the run against that of the first."""
+    """The loss of the last tenth of the run against that of the first step, before anything was learnt."""
     losses = records.losses(TRAIN)
     value, size = losses.value, _block(len(losses.value))
     if len(value) < 2 * NUM_STEPS or not np.isfinite(value).all():
         return Verdict(0)
-    first, last = float(value[:size].mean()), float(value[-size:].mean())
+    first, last = float(value[0]), float(value[-size:].mean())
     fell = 100 * (first - last) / first
     needed = required_fall(int(losses.step[-1] - losses.step[0]) + 1)
     if fell >= needed or _rises(value):
@@ -91,11 +91,11 @@ def loss_increasing(records: Records) -> Verdict:
     last = float(value[-size:].mean())
     return Verdict(
         len(value),
-        int(np.count_nonzero(value > value[:size].mean() * (1 + INCREASE_PERCENT / 100))),
+        int(np.count_nonzero(value > value[0] * (1 + INCREASE_PERCENT / 100))),
         Finding(
             rule="loss_increasing",
             seen=f"the training loss rose from {means[lowest]:.4g} to {last:.4g}, by more than {INCREASE_PERCENT:g} % "
-            f"of the {value[:size].mean():.4g} it began with",
+            f"of the {value[0]:.4g} it began with",
             why="steps that overshoot leave a model worse than they found it",
             change=f"optim.lr={records.facts.learning_rate / 10:g}, or let `python tune.py` find the rate; "
             "where no rate helps, another model.backbone",
@@ -106,28 +106,33 @@ def loss_increasing(records: Records) -> Verdict:
 
 
 def noisy_loss(records: Records) -> Verdict:
-    """How far the loss jumps from one step to the next, as a share of its height."""
+    """How far the loss jumps from one step to the next, as a share of its height, in the first two epochs.
+
+    Later it says little: a loss near zero is all noise.
+    """
     losses = records.losses(TRAIN)
-    noise = relative_noise(losses.value)
-    if len(noise) < NOISE_WINDOWS or not np.isfinite(losses.value).all():
+    early = losses.step < max(2 * records.facts.steps_per_epoch, NOISE_WINDOWS * NOISE_WINDOW)
+    value = losses.value[early]
+    noise = relative_noise(value)
+    if len(noise) < NOISE_WINDOWS or not np.isfinite(value).all():
         return Verdict(0)
     typical = float(np.median(noise))
     if typical <= NOISE:
-        return Verdict(len(losses.value))
+        return Verdict(len(value))
     batch = records.facts.batch_size
-    enough = 2 ** math.ceil(math.log2(batch * (2 * typical / NOISE) ** 2))
+    enough = batch * 2 ** math.ceil(2 * math.log2(2 * typical / NOISE))
     return Verdict(
-        len(losses.value),
+        len(value),
         int(np.count_nonzero(noise > NOISE)),
         Finding(
             rule="noisy_loss",
-            seen=f"the training loss jumps by {typical:.0%} of its height from step to step (batches of {batch}); "
+            seen=f"the training loss jumps by {typical:.0%} of its height from step to step, with batches of {batch}; "
             f"up to {NOISE:.0%} is usual",
             why="the gradient of such a step is mostly noise: steps undo each other, and the curve tells little",
             change=f"data.batch_size={enough}",
             key="data.batch_size",
-            gain=f"noise falls with the square root of the batch: about {typical * math.sqrt(batch / enough):.0%} "
-            f"with batches of {enough}, and {batch / enough:.2g} times the steps in an epoch",
+            gain=f"noise falls with the square root of the batch: {typical * math.sqrt(batch / enough):.0%} instead of "
+            f"{typical:.0%}, in {enough // batch} times fewer steps",
             since_step=int(losses.global_step[int(np.argmax(noise > NOISE)) * NOISE_WINDOW]),
         ),
     )
@@ -166,7 +171,7 @@ def _rises(value: NDArray[np.float64]) -> bool:
     last = value[-size:]
     rise = last.mean() - lowest.mean()
     chance = 3 * math.sqrt((last.var() + lowest.var()) / size)
-    return bool(rise > max(INCREASE_PERCENT / 100 * value[:size].mean(), chance))
+    return bool(rise > max(INCREASE_PERCENT / 100 * value[0], chance))
 
 
 def _lowest(value: NDArray[np.float64]) -> int:

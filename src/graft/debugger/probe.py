@@ -20,6 +20,7 @@ from graft.debugger.statistics import LayerStatistics
 
 FLUSH_S = 5.0  # between two flushes; after 500 s a hundredth of the time so far, so that parts stay few
 ANSWERS = 2048  # photos of one evaluation whose answers are kept
+ANSWERS_INTERVAL = 10  # training steps from one whose answers are kept to the next
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -96,10 +97,15 @@ class Probe(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, index: int
     ) -> None:
-        """Look at the layers in this step, if it is one of those."""
-        if self.writes and self.steps[TRAIN] % self.statistics_interval == 0:
+        """Look at the layers in this step, or at the answers, if it is one of those."""
+        if not self.writes:
+            return
+        step = self.steps[TRAIN]
+        if is_looked_at(step, self.statistics_interval):
             self._looking = True
             self._statistics.watch()
+        if step % ANSWERS_INTERVAL == 0:
+            self._statistics.watch_answers()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Gradients are there, and the weights are still those that made them."""
@@ -118,7 +124,11 @@ class Probe(pl.Callback):
             self._buffers.losses.append((TRAIN, step, step, outputs["loss"], len(labels), rate))
             self._buffers.labels.append(labels)
         if self._looking:
-            self._end_look(step, labels)
+            self._looking = False
+            self._buffers.relus += [(step, name, *told) for name, told in self._statistics.dead_relus().items()]
+        if step % ANSWERS_INTERVAL == 0 and self._statistics.logits is not None:
+            self._keep_answers(TRAIN, step, step, self._statistics.logits, labels)
+        self._statistics.release()
         if self.beside:
             self.beside.record(TRAIN, step, outputs["loss"])
         self.steps[TRAIN] = step + 1
@@ -181,13 +191,6 @@ class Probe(pl.Callback):
     def _next_flush(self) -> float:
         return self._flushed + max(FLUSH_S, 0.01 * (self._flushed - self._started))
 
-    def _end_look(self, step: int, labels: torch.Tensor) -> None:
-        self._looking = False
-        self._statistics.release()
-        self._buffers.relus += [(step, name, *told) for name, told in self._statistics.dead_relus().items()]
-        if self._statistics.logits is not None:
-            self._keep_answers(TRAIN, step, step, self._statistics.logits, labels)
-
     def _keep_answers(self, mode: str, step: int, taken: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
         if mode == EVAL:
             if self._answered >= ANSWERS:
@@ -196,13 +199,19 @@ class Probe(pl.Callback):
         self._buffers.answers.append((mode, step, taken, *_answers(logits.float(), labels)))
 
     def _end(self) -> None:
+        if self._writer is None:
+            return
+        self._looking = False
+        self._statistics.release()
         self.flush()
-        if self._looking:
-            self._statistics.release()
-            self._looking = False
-        if self.beside and self._writer:
+        if self.beside:
             self.beside.close()
         self._writer = None
+
+
+def is_looked_at(step: int, interval: int) -> bool:
+    """Whether layers are looked at in a step: every `interval`, and at 1, 2, 4, .. of the first, where most moves."""
+    return step % interval == 0 or (step < interval and step & (step - 1) == 0)
 
 
 class _Buffers:

@@ -36,12 +36,16 @@ class LayerStatistics:
         self._handles: list[RemovableHandle] = []
 
     def watch(self) -> None:
-        """Look at the next forward pass."""
-        self.logits, self._outputs = None, {}
+        """Look at every layer in the next forward pass."""
+        self._outputs = {}
         for name, part in self.layers.items():
             self._hook(part, self._note_output(name))
         for name, part in self.relus.items():
             self._hook(part, self._note_activity(name))
+
+    def watch_answers(self) -> None:
+        """Keep the logits of the next forward pass."""
+        self.logits = None
         self._hook(self.answers, self._note_logits)
 
     def release(self) -> None:
