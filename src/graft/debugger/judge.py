@@ -32,12 +32,12 @@ _ORDER = (
 )
 RULES: dict[str, Rule] = {name: rule for name in _ORDER for rule in _ALL if rule.name == name}
 
-_OF_THE_RATE = ("exploding_gradient", "dead_relu", "vanishing_gradient", "loss_not_decreasing", "noisy_loss")
+_AFTER_AN_EXPLOSION = ("dead_relu", "vanishing_gradient", "loss_not_decreasing", "noisy_loss")
 # Cause -> what is only its symptom in the same run.
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    "nan_or_inf": ("loss_increasing", *_OF_THE_RATE),
-    "loss_increasing": (*_OF_THE_RATE, "overfit", "overtraining"),
-    "exploding_gradient": ("noisy_loss", "loss_not_decreasing"),
+    "nan_or_inf": ("loss_increasing", "exploding_gradient", *_AFTER_AN_EXPLOSION),
+    "loss_increasing": ("exploding_gradient", *_AFTER_AN_EXPLOSION, "overfit", "overtraining"),
+    "exploding_gradient": _AFTER_AN_EXPLOSION,
     "dead_relu": ("vanishing_gradient", "loss_not_decreasing"),
     "vanishing_gradient": ("loss_not_decreasing",),
     "loss_not_decreasing": ("overtraining",),

@@ -48,8 +48,8 @@ def class_imbalance(records: Records) -> Verdict:
 
 
 def _who_suffers(records: Records, small: NDArray[np.int64]) -> str:
-    """How often the small classes are guessed wrong, and the others, in the last evaluation."""
-    label, guess, _, _ = last_answers(records)
+    """How often the small classes are guessed wrong, and the others, in the best evaluation."""
+    label, guess, _, _ = best_answers(records)
     of_small = np.isin(label, small)
     if not of_small.any() or of_small.all():
         return ""
@@ -58,14 +58,14 @@ def _who_suffers(records: Records, small: NDArray[np.int64]) -> str:
 
 
 def label_noise_suspected(records: Records) -> Verdict:
-    """Photos that the model is sure are of another class: of valid/ at the end, of train/ before it has learnt them."""
+    """Photos that the model is sure are of another class: of valid/ at its best, of train/ before it has learnt them."""
     shares = {
         split: noise_share(*answers, records.facts.num_classes)
-        for split, answers in (("valid", last_answers(records)), ("train", first_answers(records)))
+        for split, answers in (("valid", best_answers(records)), ("train", first_answers(records)))
         if len(answers[0]) >= PHOTOS
     }
     judged = {split: share for split, share in shares.items() if share is not None}
-    points = sum(len(a[0]) for a in (last_answers(records), first_answers(records))) if judged else 0
+    points = sum(len(a[0]) for a in (best_answers(records), first_answers(records))) if judged else 0
     high = {split: share for split, share in judged.items() if share > SUSPECTED}
     if not high:
         return Verdict(points)
@@ -107,11 +107,16 @@ def noise_share(
 Answers = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 
 
-def last_answers(records: Records) -> Answers:
-    """Label, guess, and the probability of each, [N], of the last evaluation."""
+def best_answers(records: Records) -> Answers:
+    """Label, guess, and the probability of each, [N], of the evaluation with the lowest loss.
+
+    Later ones would not do: a model that overfits is sure of everything.
+    """
     answers = records.table("answers")
-    of_mode = answers["mode"] == EVAL
-    return _chosen(answers, of_mode & (answers["global_step"] == answers["global_step"][of_mode].max(initial=-1)))
+    steps, loss = records.evaluations()
+    if not len(loss) or not np.isfinite(loss).any():
+        return _chosen(answers, np.zeros(len(answers["step"]), bool))
+    return _chosen(answers, (answers["mode"] == EVAL) & (answers["global_step"] == steps[np.nanargmin(loss)]))
 
 
 def first_answers(records: Records) -> Answers:
