@@ -72,6 +72,7 @@ class Probe(pl.Callback):
         self.writes, self.stop, self.beside, self.clock = writes, stop, beside, clock
         self.steps = {TRAIN: 0, EVAL: 0}
         self._looking = False
+        self._rate = float("nan")
         self._answered = 0  # photos of this evaluation
         self._buffers = _Buffers()
         self._writer: RecordWriter | None = None
@@ -108,7 +109,8 @@ class Probe(pl.Callback):
             self._statistics.watch_answers()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        """Gradients are there, and the weights are still those that made them."""
+        """Gradients are there, and the weights and the learning rate are still those of this step."""
+        self._rate = optimizer.param_groups[0]["lr"]
         if self._looking:
             self._buffers.layers.append((self.steps[TRAIN], self._statistics.rows()))
 
@@ -120,8 +122,7 @@ class Probe(pl.Callback):
             return
         step, labels = self.steps[TRAIN], batch[1]
         if step % self.train_interval == 0:
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._buffers.losses.append((TRAIN, step, step, outputs["loss"], len(labels), rate))
+            self._buffers.losses.append((TRAIN, step, step, outputs["loss"], len(labels), self._rate))
             self._buffers.labels.append(labels)
         if self._looking:
             self._looking = False
