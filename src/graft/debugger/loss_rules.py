@@ -48,14 +48,16 @@ def nan_or_inf(records: Records) -> Verdict:
 
 
 def loss_not_decreasing(records: Records) -> Verdict:
-    """The loss of the last tenth of the run against that of the first step, before anything was learnt."""
+    """The loss of the last tenth of the run against that of the first; chance alone is two standard errors."""
     losses = records.losses(TRAIN)
     value, size = losses.value, _block(len(losses.value))
     if len(value) < 2 * NUM_STEPS or not np.isfinite(value).all():
         return Verdict(0)
-    first, last = float(value[0]), float(value[-size:].mean())
+    # The first step alone where what follows is higher: a start that explodes is nothing to fall from.
+    first, last = float(min(value[0], value[:size].mean())), float(value[-size:].mean())
+    chance = 200 * math.sqrt(2 / size) * float(value[-size:].std()) / first
     fell = 100 * (first - last) / first
-    needed = required_fall(int(losses.step[-1] - losses.step[0]) + 1)
+    needed = max(required_fall(int(losses.step[-1] - losses.step[0]) + 1), chance)
     if fell >= needed or _rises(value):
         return Verdict(len(value))
     return Verdict(
