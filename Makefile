@@ -89,9 +89,9 @@ $(STAMP_SMDEBUG):
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "Installing a C compiler."; \
 	    apt-get update -qq; \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null; \
 	  else \
-	    echo "smdebug needs a C compiler; on Debian: apt-get install gcc libc6-dev" >&2; \
+	    echo "smdebug needs a C compiler; on Debian: apt-get install gcc libc6-dev python3-dev" >&2; \
 	    exit 1; \
 	  fi; \
 	fi; \
