@@ -1,0 +1,130 @@
+"""The timer: Lightning tells it what it does, and the stopwatch counts.
+
+Lightning calls a Profiler around everything it does, also where there is none; a callback could not tell the wait for
+a batch from its transfer. What a GPU was asked to do counts where the run waits for it, for nothing here makes it wait.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.profilers import Profiler
+
+from graft.profiler.stopwatch import Stopwatch
+
+_NEXT_BATCH = "[_TrainingEpochLoop].train_dataloader_next"
+# By the end of Lightning's name of an action.
+_PHASES = {
+    "].train_dataloader_next": "data_wait",
+    ".batch_to_device": "transfer",
+    ".training_step": "forward",
+    ".backward": "backward",
+    ".optimizer_step": "optimiser",
+    "].val_next": "evaluation_wait",
+    ".validation_step": "evaluation_forward",
+    "save_checkpoint": "checkpoint",
+}
+_STRATEGY_AND_LOOPS = ("[Strategy]", "[_", "save_checkpoint")
+# A callback works inside of a phase that is not its own.
+_CALLBACK_INSIDE = ".on_before_optimizer_step"
+# The first and the last that Lightning does in a validation.
+_EVALUATION_BEGINS, _EVALUATION_ENDS = ".on_validation_model_eval", ".on_validation_model_train"
+
+
+class Timer(Profiler):
+    """Tells a stopwatch what Lightning does."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        super().__init__()
+        self.watch = watch
+        self._known: dict[str, str | None] = {}
+        self._fitting = False
+
+    def start(self, action_name: str) -> None:
+        """Lightning begins something."""
+        if action_name not in self._known:
+            self._known[action_name] = phase_of(action_name)
+        phase = self._known[action_name]
+        if phase is None:
+            return
+        if action_name == _NEXT_BATCH:
+            self._next_step()
+        self.watch.enter(phase)
+
+    def stop(self, action_name: str) -> None:
+        """Lightning ended something."""
+        if action_name.endswith(_EVALUATION_ENDS):
+            self.watch.leave()
+        phase = self._known.get(action_name)
+        if phase is not None and phase != "evaluation":
+            self.watch.leave()
+
+    def describe(self) -> None:
+        """Nothing: the run tells what was measured."""
+
+    def finish(self) -> None:
+        """The fit is over."""
+        if self._fitting:
+            self.watch.end_step()
+
+    def _next_step(self) -> None:
+        if self._fitting:
+            self.watch.end_step()
+        else:
+            self._fitting = True
+            self.watch.become("other")
+            self.watch.begin_steps()
+
+
+def phase_of(action: str) -> str | None:
+    """The phase that an action of Lightning begins; None where it goes on in the one it is in."""
+    if action.startswith("[LightningModule]") and action.endswith(_EVALUATION_BEGINS):
+        return "evaluation"
+    if action.startswith("[Callback]") and action.endswith(_CALLBACK_INSIDE):
+        return "other"
+    if action.startswith("[LightningModule]") and not action.endswith(".optimizer_step"):
+        return None
+    if not action.startswith((*_STRATEGY_AND_LOOPS, "[LightningModule]")):
+        return None
+    return next((phase for ending, phase in _PHASES.items() if action.endswith(ending)), None)
+
+
+class TorchTrace(pl.Callback):
+    """torch.profiler over some training steps; its trace opens in Perfetto or chrome://tracing.
+
+    Args:
+        path: of the trace, .json.gz.
+        steps: that are traced; the first step of the fit, which sets everything up, is not.
+    """
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path, self.steps = path, steps
+        self._seen = 0
+        self._profile: torch.profiler.profile | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Begin after the first step, end after the last one that was asked for."""
+        self._seen += 1
+        if self._seen == 1:
+            self._profile = torch.profiler.profile()
+            self._profile.start()
+        elif self._seen == self.steps + 1:
+            self._end()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A fit of fewer steps ends the trace."""
+        self._end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """So does one that fails or is stopped."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._profile:
+            self._profile.stop()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._profile.export_chrome_trace(str(self.path))
+            self._profile = None
