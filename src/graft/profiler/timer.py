@@ -16,20 +16,20 @@ from pytorch_lightning.profilers import Profiler
 from graft.profiler.stopwatch import Stopwatch
 
 _NEXT_BATCH = "[_TrainingEpochLoop].train_dataloader_next"
-# By the end of Lightning's name of an action.
+# By the end of Lightning's name of an action. A callback works inside of a phase that is not its own.
 _PHASES = {
     "].train_dataloader_next": "data_wait",
     ".batch_to_device": "transfer",
     ".training_step": "forward",
     ".backward": "backward",
     ".optimizer_step": "optimiser",
+    ".on_before_optimizer_step": "other",
     "].val_next": "evaluation_wait",
     ".validation_step": "evaluation_forward",
     "save_checkpoint": "checkpoint",
 }
-_STRATEGY_AND_LOOPS = ("[Strategy]", "[_", "save_checkpoint")
-# A callback works inside of a phase that is not its own.
-_CALLBACK_INSIDE = ".on_before_optimizer_step"
+# What the model does inside of the strategy's action of that name, or in no time.
+_INNER = ("[LightningModule]", (".training_step", ".validation_step", ".backward", ".on_before_optimizer_step"))
 # The first and the last that Lightning does in a validation.
 _EVALUATION_BEGINS, _EVALUATION_ENDS = ".on_validation_model_eval", ".on_validation_model_train"
 
@@ -40,14 +40,14 @@ class Timer(Profiler):
     def __init__(self, watch: Stopwatch) -> None:
         super().__init__()
         self.watch = watch
-        self._known: dict[str, str | None] = {}
+        self._turns: dict[str, tuple[str | None, bool]] = {}
         self._fitting = False
 
     def start(self, action_name: str) -> None:
         """Lightning begins something."""
-        if action_name not in self._known:
-            self._known[action_name] = phase_of(action_name)
-        phase = self._known[action_name]
+        if action_name not in self._turns:
+            self._turns[action_name] = turns_of(action_name)
+        phase = self._turns[action_name][0]
         if phase is None:
             return
         if action_name == _NEXT_BATCH:
@@ -56,10 +56,7 @@ class Timer(Profiler):
 
     def stop(self, action_name: str) -> None:
         """Lightning ended something."""
-        if action_name.endswith(_EVALUATION_ENDS):
-            self.watch.leave()
-        phase = self._known.get(action_name)
-        if phase is not None and phase != "evaluation":
+        if self._turns[action_name][1]:
             self.watch.leave()
 
     def describe(self) -> None:
@@ -79,17 +76,17 @@ class Timer(Profiler):
             self.watch.begin_steps()
 
 
-def phase_of(action: str) -> str | None:
-    """The phase that an action of Lightning begins; None where it goes on in the one it is in."""
+def turns_of(action: str) -> tuple[str | None, bool]:
+    """The phase that begins as an action of Lightning begins, or None, and whether one ends as it ends."""
     if action.startswith("[LightningModule]") and action.endswith(_EVALUATION_BEGINS):
-        return "evaluation"
-    if action.startswith("[Callback]") and action.endswith(_CALLBACK_INSIDE):
-        return "other"
-    if action.startswith("[LightningModule]") and not action.endswith(".optimizer_step"):
-        return None
-    if not action.startswith((*_STRATEGY_AND_LOOPS, "[LightningModule]")):
-        return None
-    return next((phase for ending, phase in _PHASES.items() if action.endswith(ending)), None)
+        return "evaluation", False
+    if action.startswith("[LightningModule]") and action.endswith(_EVALUATION_ENDS):
+        return None, True
+    prefix, inner = _INNER
+    if action.startswith(prefix) and action.endswith(inner):
+        return None, False
+    phase = next((phase for ending, phase in _PHASES.items() if action.endswith(ending)), None)
+    return phase, phase is not None
 
 
 class TorchTrace(pl.Callback):
