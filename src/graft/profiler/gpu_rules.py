@@ -38,7 +38,7 @@ def gpu_never_used(records: Records) -> Verdict:
         int(np.count_nonzero(busy < NEVER)),
         Finding(
             "gpu_never_used",
-            f"the 95th percentile of the GPU's utilisation is {np.percentile(busy, 95):.3g} %: {where} while it trained",
+            f"the GPU stood at {np.percentile(busy, 95):.3g} % (95th percentile): {where}",
             "the machine is paid for its GPU; larger batches or more machines leave it as idle as it is",
             "trainer=gpu",
             key="trainer.accelerator",

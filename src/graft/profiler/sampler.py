@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
-from graft.profiler.records import RecordWriter
+from graft.profiler.records import Facts, RecordWriter
 from graft.profiler.stopwatch import STEP_COLUMNS, Stopwatch
 
 FLUSH_S = 5.0  # between two flushes; after 500 s a hundredth of the time so far, so that parts stay few
 
 
 class Sampler:
-    """Samples and writes from entering to leaving, at the end of its `with` too, whatever ended it.
+    """Samples and writes from `start` to `stop`.
 
     Args:
         writer: of the records.
@@ -24,7 +23,7 @@ class Sampler:
         facts: what is known of the run by now.
     """
 
-    def __init__(self, writer: RecordWriter, watch: Stopwatch, interval_s: float, facts: Callable[[], Any]) -> None:
+    def __init__(self, writer: RecordWriter, watch: Stopwatch, interval_s: float, facts: Callable[[], Facts]) -> None:
         self.writer, self.watch, self.interval_s, self.facts = writer, watch, interval_s, facts
         self.machine = Machine()
         self._rows: list[list[float]] = []
@@ -32,13 +31,12 @@ class Sampler:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="profiler", daemon=True)
 
-    def __enter__(self) -> Sampler:
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """End, with all that was measured written."""
         self._stopping.set()
         self._thread.join()
         self.flush()
