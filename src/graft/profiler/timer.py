@@ -60,12 +60,10 @@ class Timer(Profiler):
             self.watch.leave()
 
     def describe(self) -> None:
-        """Nothing: the run tells what was measured."""
-
-    def finish(self) -> None:
-        """The fit is over."""
+        """The fit is over, also where it failed: Lightning asks for its summary."""
         if self._fitting:
             self.watch.end_step()
+            self._fitting = False
 
     def _next_step(self) -> None:
         if self._fitting:
