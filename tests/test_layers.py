@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # graft/__init__.py, the package's face, which nothing in the package may use.
 LAYERS = {
     0: {"errors", "config", "command", "artifacts", "storage", "stores", "images", "environment", "terminal"}
-    | {"shards", "s3", "mirror", "locks", "diagnosis"},
+    | {"shards", "s3", "mirror", "locks", "diagnosis", "parquet"},
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
-    2: {"data", "features", "classifier", "evaluate", "metrics", "debugger"},
+    2: {"data", "features", "classifier", "evaluate", "metrics", "debugger", "profiler"},
     3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle"},
     4: {"launcher", "search"},
 }
@@ -34,6 +34,7 @@ SEES_ONLY = {
     "data": BASE | LAYERS[1],
     "classifier": BASE | LAYERS[1],
     "debugger": BASE | LAYERS[1],
+    "profiler": BASE | LAYERS[1],
     "features": BASE | LAYERS[1] | {"data"},
     "evaluate": BASE | LAYERS[1] | {"data", "features", "metrics"},
     "metrics": BASE,
@@ -54,6 +55,8 @@ LATE = {
     "sqlalchemy",
     "psycopg",
     "smdebug",
+    "pyarrow",
+    "pynvml",
     "uvicorn",
     "starlette",
 }

@@ -26,7 +26,7 @@ from graft.debugger.probe import Probe
 from graft.debugger.records import Facts
 from graft.debugger.smdebug_hook import SmdebugHook
 from graft.diagnosis import told
-from graft.environment import git_sha
+from graft.environment import available_cores, git_sha
 from graft.errors import ConfigError, DataError, WeightsError
 from graft.features.compute import Backbone, FeatureCache
 from graft.fit import fit
@@ -36,6 +36,9 @@ from graft.mirror import mirrored
 from graft.model import input_spec
 from graft.photos import Photos, look_at_photos
 from graft.processes import ALONE, Team
+from graft.profiler.recorder import Profile
+from graft.profiler.records import Facts as ProfileFacts
+from graft.profiler.timer import Timer, TorchTrace
 from graft.s3 import fetch_file
 from graft.storage import disk_errors, is_remote, local_path
 from graft.terminal import progress_bar, say
@@ -265,12 +268,18 @@ def fit_classifier(
     device: str,
     team: Team = ALONE,
     watching: Sequence[pl.Callback] = (),
+    profile: Profile | None = None,
 ) -> Classifier:
     """Train; the classifier of the epoch with the lowest valid/loss."""
     pl.seed_everything(config.seed, verbose=False)
     data = build_data(config, photos, team)
     t = config.trainer
-    probe = build_probe(config, data, run, team)
+    watching = [*build_probe(config, data, run, team), *watching]
+    timer = None
+    if profile and profile.is_on:
+        profile.facts = profile_facts(config, photos, data, device)
+        timer = Timer(profile.watch)
+        watching += [TorchTrace(profile.trace, config.profiler.torch_steps)] if config.profiler.torch_steps else []
     return fit(
         classifier,
         data,
@@ -285,7 +294,32 @@ def fit_classifier(
         progress=t.progress,
         threads=HEAD_THREADS if config.trains_on_features and device == "cpu" else None,
         team=team,
-        watching=[*probe, *watching],
+        watching=watching,
+        timer=timer,
+    )
+
+
+def open_profile(config: Config, run: RunDirectory, started: float) -> Profile:
+    """What measures the run, in the process that writes what it leaves."""
+    measures = config.profiler.enabled and run.writes
+    return Profile(run.path if measures else None, started, config.profiler.interval_s)
+
+
+def profile_facts(config: Config, photos: Photos, data: ImageData, device: str) -> ProfileFacts:
+    """What the profiler's rules must know of the run."""
+    return ProfileFacts(
+        device=device,
+        frozen=config.model.unfreeze == "head",
+        cached=config.trains_on_features,
+        augment=config.data.augment,
+        batch_size=config.data.batch_size,
+        workers=data.workers,
+        cores=available_cores(),
+        photos={name: len(split) for name, split in photos.splits.items()},
+        steps_per_epoch=len(data.train_dataloader()),
+        remote=is_remote(config.data.root),
+        keeps_copies=config.data.cache_gb > 0,
+        usd_per_hour=config.profiler.usd_per_hour,
     )
 
 

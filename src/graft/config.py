@@ -308,6 +308,16 @@ class DebuggerConfig:
 
 
 @dataclass
+class ProfilerConfig:
+    """What a run measures of its own speed."""
+
+    enabled: bool = knob(True, "measure where the time of a run goes and what the machine does, and judge it by rules")
+    interval_s: float = knob(0.5, "seconds from one sample of the machine to the next", least=0.05)
+    usd_per_hour: float | None = knob(None, "price of the machine; null: findings tell seconds alone", least=0)
+    torch_steps: int = knob(0, "training steps that torch.profiler traces, after the first; 0: none", least=0)
+
+
+@dataclass
 class Config:
     """The whole configuration of a run; one field per directory of conf/."""
 
@@ -324,6 +334,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     debugger: DebuggerConfig = field(default_factory=DebuggerConfig)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations that cannot work."""

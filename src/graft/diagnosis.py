@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from graft.errors import RunError
 from graft.storage import write_text
@@ -68,6 +68,59 @@ class Diagnosis:
     rules: tuple[RuleSummary, ...]
 
 
+Records = TypeVar("Records")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule says of a run.
+
+    Attributes:
+        points: data points that it looked at; 0 where the run has too few to judge.
+        triggered: at how many of them it saw what it looks for.
+        finding: what it tells a person; None where all is well.
+    """
+
+    points: int
+    triggered: int = 0
+    finding: Finding | None = None
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Records]):
+    """One rule, a pure function over the records of a run; docs/debugger.md and docs/profiler.md explain each.
+
+    Attributes:
+        name: as in findings.
+        checks: what it looks for, in a sentence.
+        look: the rule itself.
+        parameters: name -> threshold.
+        source: where the thresholds come from.
+    """
+
+    name: str
+    checks: str
+    look: Callable[[Records], Verdict]
+    parameters: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    def summary(self, verdict: Verdict) -> RuleSummary:
+        """What became of it in a run."""
+        return RuleSummary(self.name, self.checks, verdict.triggered, verdict.points, self.parameters)
+
+
+def under_their_causes(findings: Sequence[Finding], explains: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Findings in the order given, but each that an earlier one explains stands below the first such."""
+    left = list(findings)
+    causes = []
+    while left:
+        cause, *left = left
+        symptoms = [finding for finding in left if finding.rule in explains.get(cause.rule, ())]
+        left = [finding for finding in left if finding not in symptoms]
+        causes.append(replace(cause, symptoms=tuple(symptoms)))
+    return causes
+
+
 def write_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
     """Write one as JSON, atomically."""
     write_text(path, json.dumps(asdict(diagnosis), indent=1, allow_nan=False) + "\n")
@@ -96,6 +149,18 @@ def _line(finding: Finding) -> str:
     since = "" if finding.since_step is None else f" (since step {finding.since_step})"
     symptoms = f"; explains {', '.join(symptom.rule for symptom in finding.symptoms)}" if finding.symptoms else ""
     return f"{finding.rule}{since}: {finding.seen}; change: {finding.change}{symptoms}"
+
+
+def in_full(finding: Finding, indent: str = "") -> list[str]:
+    """All that a finding says, a line each; its symptoms below it."""
+    since = "" if finding.since_step is None else f", since step {finding.since_step}"
+    lines = [f"{indent}{finding.rule}{since}"]
+    for name in ("seen", "why", "change", "gain"):
+        text = getattr(finding, name)
+        lines += [f"{indent}  {name}: {text}"] if text else []
+    for symptom in finding.symptoms:
+        lines += [f"{indent}  its symptom:", *in_full(symptom, f"{indent}    ")]
+    return lines
 
 
 def _findings(rows: Sequence[dict[str, Any]]) -> tuple[Finding, ...]:

@@ -35,6 +35,7 @@ from graft.classifier import Classifier
 from graft.data.module import ImageData
 from graft.errors import ConfigError, RunError
 from graft.processes import ALONE, PATIENCE, Team
+from graft.profiler.timer import Timer
 
 
 def pick_device(accelerator: str) -> str:
@@ -69,6 +70,7 @@ def fit(
     threads: int | None = None,
     team: Team = ALONE,
     watching: Sequence[pl.Callback] = (),
+    timer: Timer | None = None,
 ) -> Classifier:
     """Train, or continue from `last.ckpt`, and return the classifier of the epoch with the lowest valid/loss.
 
@@ -87,6 +89,7 @@ def fit(
         threads: of torch while it trains, at most; None leaves them as they are.
         team: the processes that train together; the leader alone writes, and has the best epoch in the end.
         watching: callbacks beside its own.
+        timer: is told what Lightning does.
 
     Raises:
         RunError: valid/loss was not finite in any epoch.
@@ -112,6 +115,7 @@ def fit(
                 callbacks=[stop, best, *others, *watching],
                 plugins=[AtomicCheckpoints(team), *([LightningEnvironment()] if team.size == 1 else [])],
                 logger=_loggers(logs),
+                profiler=timer,
                 log_every_n_steps=10,
                 num_sanity_val_steps=0,
                 enable_progress_bar=progress,

@@ -20,6 +20,7 @@ from graft.assembly import (
     judged,
     look,
     open_folder,
+    open_profile,
     open_run_of,
     save_model,
     with_local_weights,
@@ -46,7 +47,7 @@ class RunResult:
         metrics: name -> number; empty in a process that is not the leader of its run.
         toy: whether they are those of drawn photos.
         remarks: what is wrong with the photos, a line each.
-        findings: what the debugger found in the training, likewise.
+        findings: what the debugger found in the training, and the profiler's dearest finding, likewise.
     """
 
     run_dir: Path
@@ -78,25 +79,34 @@ def train(
     quiet_lightning()
     device = pick_device(config.trainer.accelerator.value)
     check_backend(config.debugger.backend.value if config.debugger.enabled else "")
-    with exit_on_sigterm(), join_team(device) as team, open_run_of(config, overrides, team) as run, judged(run):
+    with (
+        exit_on_sigterm(),
+        join_team(device) as team,
+        open_run_of(config, overrides, team) as run,
+        judged(run),
+        open_profile(config, run, started) as profile,
+    ):
         run.write_json("environment.json", {**describe_environment(), "device": device, "processes": team.size})
         local = with_local_weights(config, team)
         spec = expected_input(local)
         folder = open_folder(config, team)
         classifier = build_classifier(local, folder, spec)
-        photos = look(config, folder, classifier, spec, device, team)
+        with profile.watch.measured("look"):
+            photos = look(config, folder, classifier, spec, device, team)
         run.write_json("data.json", photos.describe())
         refuse(photos.findings)
 
         fit_started = time.perf_counter()
         fitting = fitting_team(config, team)
         if team.leads or fitting.size > 1:
-            classifier = fit_classifier(config, classifier, photos, run, device, fitting, watching)
+            classifier = fit_classifier(config, classifier, photos, run, device, fitting, watching, profile)
         if not team.leads:
             return RunResult(run.path, {})
         times = {"features_s": photos.seconds, "fit_s": time.perf_counter() - fit_started}
 
-        evaluations, openings = evaluate_splits(config, run, classifier.to(device), photos)
+        with profile.watch.measured("final_evaluation"):
+            evaluations, openings = evaluate_splits(config, run, classifier.to(device), photos)
+        profile.watch.become("shutdown")
         metrics = flat_metrics(evaluations, openings, photos)
         write_predictions(run.predictions, list(evaluations.values()))
         run.write_json("evaluation.json", {name: details(e) for name, e in evaluations.items()})
@@ -104,7 +114,7 @@ def train(
         times["total_s"] = time.perf_counter() - started
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)
-        findings = diagnosed(run)
+        findings = (*diagnosed(run), *profile.conclude())
         run.set_state("finished", why_stopped(run.path))
     toy = config.data.kind is DataKind.demo
     return RunResult(run.path, metrics, toy, tuple(summarise(photos.findings)), findings)

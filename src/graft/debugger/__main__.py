@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from graft.diagnosis import Diagnosis, Finding
+from graft.diagnosis import Diagnosis, in_full
 from graft.errors import GraftError
 
 
@@ -38,7 +38,7 @@ def _replay(run_dir: Path, names: Sequence[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_table(diagnosis))
     for finding in diagnosis.findings:
-        for line in _lines(finding):
+        for line in in_full(finding):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 1 if diagnosis.findings else 0
 
@@ -53,17 +53,6 @@ def _table(diagnosis: Diagnosis) -> object:
         parameters = ", ".join(f"{name} {value:g}" for name, value in row.parameters.items())
         table.add_row(row.rule, row.checks, str(row.triggered), str(row.points), parameters)
     return table
-
-
-def _lines(finding: Finding, indent: str = "") -> list[str]:
-    since = "" if finding.since_step is None else f", since step {finding.since_step}"
-    lines = [f"{indent}{finding.rule}{since}"]
-    for name in ("seen", "why", "change", "gain"):
-        text = getattr(finding, name)
-        lines += [f"{indent}  {name}: {text}"] if text else []
-    for symptom in finding.symptoms:
-        lines += [f"{indent}  its symptom:", *_lines(symptom, f"{indent}    ")]
-    return lines
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from graft.debugger import evaluation_rules, label_rules, layer_rules, loss_rules
 from graft.debugger.records import FOLDER, Records, has_records, read_records
-from graft.debugger.rule import Rule, Verdict
-from graft.diagnosis import Diagnosis, Finding, RuleSummary, write_diagnosis
+from graft.debugger.rule import Rule
+from graft.diagnosis import Diagnosis, Finding, under_their_causes, write_diagnosis
 from graft.errors import ConfigError
 from graft.storage import write_text
 
@@ -57,19 +56,12 @@ def judge(records: Records, names: Sequence[str] = ()) -> Diagnosis:
         raise ConfigError(f"--rule {unknown[0]}: there is no such rule; accepted: {', '.join(RULES)}")
     verdicts = {name: rule.look(records) for name, rule in RULES.items() if not names or name in names}
     found = [verdict.finding for verdict in verdicts.values() if verdict.finding]
-    return Diagnosis(tuple(causes_first(found)), tuple(_summary(RULES[name], v) for name, v in verdicts.items()))
+    return Diagnosis(tuple(causes_first(found)), tuple(RULES[name].summary(v) for name, v in verdicts.items()))
 
 
 def causes_first(findings: Sequence[Finding]) -> list[Finding]:
     """Findings in the order of `RULES`; each that another one explains stands below the first such."""
-    left = list(findings)
-    causes = []
-    while left:
-        cause, *left = left
-        symptoms = [finding for finding in left if finding.rule in EXPLAINS.get(cause.rule, ())]
-        left = [finding for finding in left if finding not in symptoms]
-        causes.append(replace(cause, symptoms=tuple(symptoms)))
-    return causes
+    return under_their_causes(findings, EXPLAINS)
 
 
 def diagnose(run_dir: Path) -> Diagnosis:
@@ -103,7 +95,3 @@ def why_stopped(run_dir: Path) -> str:
     except FileNotFoundError:
         return ""
     return f"debugger.on_finding=stop ended the training at step {content['step']}: {content['reason']}"
-
-
-def _summary(rule: Rule, verdict: Verdict) -> RuleSummary:
-    return RuleSummary(rule.name, rule.checks, verdict.triggered, verdict.points, rule.parameters)

@@ -7,21 +7,18 @@ earlier one had recorded beyond that step does not count, for the steps were tak
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graft.errors import RunError
-from graft.storage import write_atomic, write_text
-
-if TYPE_CHECKING:
-    import pyarrow
+from graft.parquet import read_part, write_part
+from graft.storage import write_text
 
 FOLDER = "debugger"
 LOSS = "CrossEntropyLoss_output_0"  # what smdebug calls the first output of torch's CrossEntropyLoss
@@ -162,14 +159,9 @@ class RecordWriter:
 
     def write(self, table: str, columns: Mapping[str, Sequence[Any] | Column]) -> None:
         """Write rows of a table as one part; nothing where there are none."""
-        import pyarrow
-        from pyarrow import parquet
-
         if not len(next(iter(columns.values()))):
             return
-        buffer = io.BytesIO()
-        parquet.write_table(pyarrow.table(dict(columns)), buffer, compression="zstd")
-        write_atomic(self.folder / f"{table}-{self.session:03d}-{self._parts:05d}.parquet", buffer.getvalue())
+        write_part(self.folder / f"{table}-{self.session:03d}-{self._parts:05d}.parquet", columns)
         self._parts += 1
 
 
@@ -211,23 +203,13 @@ def _parts_that_count(
         end = ends.get(int(path.stem.split("-")[1]))
         if end is None:
             continue
-        part = _read_part(path)
+        part = read_part(path)
         mode = part.get("mode")
         limits = (
             np.full(len(part["step"]), end[TRAIN]) if mode is None else np.where(mode == EVAL, end[EVAL], end[TRAIN])
         )
         counts = part["step"] < limits
         yield {column: values[counts] for column, values in part.items()}
-
-
-def _read_part(path: Path) -> dict[str, Column]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        part: pyarrow.Table = parquet.read_table(path)
-    except (OSError, ArrowException) as error:
-        raise RunError(f"{path} cannot be read: {error}; delete it, and the rest of the records counts") from error
-    return {name: part.column(name).to_numpy() for name in part.column_names}
 
 
 def _plain(values: Column, dtype: str) -> Column:

@@ -1,0 +1,1 @@
+"""The profiler: a sampler watches the machine, a timer the run; rules judge both."""
