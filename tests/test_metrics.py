@@ -19,7 +19,6 @@ from graft.metrics import (
     fit_temperature,
     measure,
     per_class_accuracy,
-    wilson_interval,
 )
 
 NAMES = ["ash", "birch", "cedar", "dogwood"]
