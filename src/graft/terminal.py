@@ -107,7 +107,9 @@ def _resumable(run_dir: Path | str | None) -> str:
     return f"stopped; the same command with run_dir={run_dir} goes on from here" if run_dir else "stopped"
 
 
-def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool, remarks: Sequence[str] = ()) -> None:
+def run_table(
+    run_dir: Path, metrics: Mapping[str, float], *, toy: bool, remarks: Sequence[str] = (), report: Path | None = None
+) -> None:
     """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next.
 
     Args:
@@ -115,6 +117,7 @@ def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool, remarks
         metrics: its flat metrics.
         toy: whether the photos were drawn by a program.
         remarks: what is wrong with the photos.
+        report: the page that was made of it.
     """
     from rich.console import Console
     from rich.table import Table
@@ -134,6 +137,8 @@ def run_table(run_dir: Path, metrics: Mapping[str, float], *, toy: bool, remarks
         out.print(f"test: opened {times} with these photos", highlight=False)
     for remark in remarks:
         out.print(f"data: {remark}", highlight=False, soft_wrap=True, markup=False)
+    if report:
+        out.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
     out.print(f"bundle: {run_dir}/bundle", highlight=False, soft_wrap=True)
     out.print(f"next: python -c \"import graft; print(graft.load('{run_dir}/bundle')('PHOTO'))\"", soft_wrap=True)
 

@@ -30,6 +30,7 @@ from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_p
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
 from graft.photos import Photos
 from graft.processes import join_team
+from graft.report.page import make_report
 from graft.terminal import progress_bar
 
 
@@ -42,12 +43,14 @@ class RunResult:
         metrics: name -> number; empty in a process that is not the leader of its run.
         toy: whether they are those of drawn photos.
         remarks: what is wrong with the photos, a line each.
+        report: its page; None where there is none.
     """
 
     run_dir: Path
     metrics: dict[str, float]
     toy: bool = False
     remarks: tuple[str, ...] = ()
+    report: Path | None = None
 
 
 def train(
@@ -98,7 +101,9 @@ def train(
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)
         run.set_state("finished")
-    return RunResult(run.path, metrics, config.data.kind is DataKind.demo, tuple(summarise(photos.findings)))
+        report = make_report(run.path)
+    toy, remarks = config.data.kind is DataKind.demo, tuple(summarise(photos.findings))
+    return RunResult(run.path, metrics, toy, remarks, report)
 
 
 def evaluate_splits(

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from graft.errors import RunError
+from graft.errors import GraftError, RunError
 from graft.report.files import read_run
 from graft.report.photos import thumbnails_of
 from graft.report.search_view import SearchView, view_search
@@ -20,6 +20,7 @@ from graft.report.sections import RunView, file_name, view_run
 from graft.report.trials import in_words, is_search, read_search
 from graft.report.verdict import percent
 from graft.storage import write_text
+from graft.terminal import say
 
 NAME = "report.html"
 # Sections as the page's navigation lists them: identifier, title.
@@ -42,6 +43,15 @@ SEARCH_CONTENTS = (
     ("epochs", "Epoch advisor"),
 )
 LAST_CONTENTS = (("settings", "Configuration"),)
+
+
+def make_report(path: Path) -> Path | None:
+    """`write_report` for whoever has something more important to do: what went wrong is said, and None returned."""
+    try:
+        return write_report(path)
+    except (GraftError, OSError) as error:
+        say(f"no report: {error}; `python -m graft.report {path}` makes it when that is mended")
+        return None
 
 
 def write_report(path: Path) -> Path:
