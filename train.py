@@ -35,7 +35,12 @@ def main(tree: DictConfig) -> None:
         result = launch(config, train)
         if result and result.metrics:
             run_table(
-                result.run_dir, result.metrics, toy=result.toy, remarks=result.remarks, report=result.report
+                result.run_dir,
+                result.metrics,
+                toy=result.toy,
+                remarks=result.remarks,
+                findings=result.findings,
+                report=result.report,
             )
 
 

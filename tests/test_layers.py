@@ -23,7 +23,7 @@ LAYERS = {
     0: {"errors", "config", "command", "artifacts", "storage", "stores", "images", "environment", "terminal"}
     | {"shards", "s3", "mirror", "locks", "diagnosis", "intervals", "plateau"},
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
-    2: {"data", "features", "classifier", "evaluate", "metrics"},
+    2: {"data", "features", "classifier", "evaluate", "metrics", "debugger"},
     3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle", "report"},
     4: {"launcher", "search"},
 }
@@ -33,6 +33,7 @@ BASE = LAYERS[0]
 SEES_ONLY = {
     "data": BASE | LAYERS[1],
     "classifier": BASE | LAYERS[1],
+    "debugger": BASE | LAYERS[1],
     "features": BASE | LAYERS[1] | {"data"},
     "evaluate": BASE | LAYERS[1] | {"data", "features", "metrics"},
     "metrics": BASE,

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from graft.artifacts import RunDirectory, open_run
 from graft.bundle import make_manifest, save_bundle
 from graft.classifier import Classifier
-from graft.config import Balance, Config, DataKind, to_yaml
+from graft.config import Balance, Config, DataKind, DebuggerBackend, OnFinding, to_yaml
 from graft.data.archive import fetch_archive
 from graft.data.demo import generate
 from graft.data.digests import DigestIndex
@@ -21,6 +21,11 @@ from graft.data.findings import Finding, not_compared
 from graft.data.folder import Folder, scan
 from graft.data.module import ImageData, default_workers, inverse_frequency
 from graft.data.stores import open_store
+from graft.debugger.judge import diagnose, is_reason_to_stop, why_stopped
+from graft.debugger.probe import Probe
+from graft.debugger.records import Facts
+from graft.debugger.smdebug_hook import SmdebugHook
+from graft.diagnosis import told
 from graft.environment import git_sha
 from graft.errors import ConfigError, DataError, WeightsError
 from graft.features.compute import Backbone, FeatureCache
@@ -264,6 +269,7 @@ def fit_classifier(
     pl.seed_everything(config.seed, verbose=False)
     data = build_data(config, photos, team)
     t = config.trainer
+    probe = build_probe(config, data, run, team)
     return fit(
         classifier,
         data,
@@ -278,8 +284,55 @@ def fit_classifier(
         progress=t.progress,
         threads=HEAD_THREADS if config.trains_on_features and device == "cpu" else None,
         team=team,
-        watching=watching,
+        watching=[*probe, *watching],
     )
+
+
+def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team = ALONE) -> list[Probe]:
+    """What records the fit; empty where `debugger.enabled` is false."""
+    d = config.debugger
+    if not d.enabled:
+        return []
+    with_smdebug = d.backend is DebuggerBackend.smdebug and team.leads
+    facts = Facts(
+        num_classes=data.num_classes,
+        batch_size=config.data.batch_size,
+        steps_per_epoch=len(data.train_dataloader()),
+        weighted=config.data.balance is Balance.loss,
+        smoothing=config.optim.label_smoothing,
+        learning_rate=config.optim.lr,
+    )
+    return [
+        Probe(
+            run.path,
+            facts,
+            train_interval=d.train_interval,
+            eval_interval=d.eval_interval,
+            statistics_interval=d.statistics_interval,
+            writes=team.leads,
+            beside=SmdebugHook(run.path, d.train_interval, d.eval_interval) if with_smdebug else None,
+            stop=partial(is_reason_to_stop, run.path) if d.on_finding is OnFinding.stop else None,
+        )
+    ]
+
+
+@contextmanager
+def judged(run: RunDirectory) -> Iterator[None]:
+    """A run that fails or is stopped is judged too, by what it recorded until then."""
+    try:
+        yield
+    except BaseException:
+        diagnosed(run)
+        raise
+
+
+def diagnosed(run: RunDirectory) -> tuple[str, ...]:
+    """What the debugger found, a line each; `debugger/findings.json` has it in full."""
+    if not run.writes:
+        return ()
+    found = told(diagnose(run.path))
+    stopped = why_stopped(run.path)
+    return (stopped, *found) if stopped else found
 
 
 def save_model(

@@ -115,15 +115,23 @@ class Classifier(pl.LightningModule):
     def _is_one_of_several(self) -> bool:
         return self._trainer is not None and self._trainer.world_size > 1
 
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
-        """Plain cross-entropy, so that runs with other weights or smoothing compare."""
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> dict[str, torch.Tensor] | None:
+        """Plain cross-entropy, so that runs with other weights or smoothing compare.
+
+        Returns:
+            `logits` [B, C] and `losses` [B], for callbacks; None where this process has no photo of the batch.
+        """
         inputs, labels = batch
+        answers = None
         if len(labels):
             logits = self.logits(inputs)
+            losses = functional.cross_entropy(logits, labels, reduction="none")
             self.valid_accuracy.update(logits, labels)
-            self.valid_loss.update(functional.cross_entropy(logits, labels, reduction="none"))
+            self.valid_loss.update(losses)
+            answers = {"logits": logits, "losses": losses}
         self.log("valid/loss", self.valid_loss, prog_bar=True)
         self.log("valid/accuracy", self.valid_accuracy, prog_bar=True)
+        return answers
 
     def on_train_batch_start(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
         """Dropout draws from (seed, step, process) alone, so that a resumed run drops what the whole one did."""

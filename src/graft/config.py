@@ -133,6 +133,20 @@ class LauncherKind(Enum):
     sagemaker = "sagemaker"
 
 
+class DebuggerBackend(Enum):
+    """Who records: graft's own files, or SageMaker's smdebug beside them."""
+
+    graft = "graft"
+    smdebug = "smdebug"
+
+
+class OnFinding(Enum):
+    """What happens when a rule of the debugger finds something while the model trains."""
+
+    report = "report"
+    stop = "stop"
+
+
 def knob(
     default: Any,
     doc: str,
@@ -281,6 +295,18 @@ class SearchConfig:
 
 
 @dataclass
+class DebuggerConfig:
+    """What a run records of its training, and what is done about what the rules find in it."""
+
+    enabled: bool = knob(True, "record losses, gradients and layers of the training, and judge them by rules")
+    train_interval: int = knob(1, "training steps from one recorded loss to the next", least=1)
+    eval_interval: int = knob(1, "validation batches from one recorded loss to the next", least=1)
+    statistics_interval: int = knob(50, "training steps from one look at gradients and layers to the next", least=1)
+    backend: DebuggerBackend = knob(DebuggerBackend.graft, "smdebug: write the losses for SageMaker's library too")
+    on_finding: OnFinding = knob(OnFinding.report, "stop: end the training early when a rule finds something")
+
+
+@dataclass
 class Config:
     """The whole configuration of a run; one field per directory of conf/."""
 
@@ -296,6 +322,7 @@ class Config:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    debugger: DebuggerConfig = field(default_factory=DebuggerConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations that cannot work."""

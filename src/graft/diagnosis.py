@@ -87,5 +87,16 @@ def read_diagnosis(path: Path) -> Diagnosis:
         raise RunError(f"{path} cannot be read as findings: {error}") from error
 
 
+def told(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """A line for each finding, for the end of a run; the symptoms of a cause are named beside it."""
+    return tuple(_line(finding) for finding in diagnosis.findings)
+
+
+def _line(finding: Finding) -> str:
+    since = "" if finding.since_step is None else f" (since step {finding.since_step})"
+    symptoms = f"; explains {', '.join(symptom.rule for symptom in finding.symptoms)}" if finding.symptoms else ""
+    return f"{finding.rule}{since}: {finding.seen}; change: {finding.change}{symptoms}"
+
+
 def _findings(rows: Sequence[dict[str, Any]]) -> tuple[Finding, ...]:
     return tuple(Finding(**{**row, "symptoms": _findings(row["symptoms"])}) for row in rows)

@@ -108,7 +108,13 @@ def _resumable(run_dir: Path | str | None) -> str:
 
 
 def run_table(
-    run_dir: Path, metrics: Mapping[str, float], *, toy: bool, remarks: Sequence[str] = (), report: Path | None = None
+    run_dir: Path,
+    metrics: Mapping[str, float],
+    *,
+    toy: bool,
+    remarks: Sequence[str] = (),
+    findings: Sequence[str] = (),
+    report: Path | None = None,
 ) -> None:
     """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next.
 
@@ -117,6 +123,7 @@ def run_table(
         metrics: its flat metrics.
         toy: whether the photos were drawn by a program.
         remarks: what is wrong with the photos.
+        findings: what the debugger found in the training.
         report: the page that was made of it.
     """
     from rich.console import Console
@@ -137,6 +144,8 @@ def run_table(
         out.print(f"test: opened {times} with these photos", highlight=False)
     for remark in remarks:
         out.print(f"data: {remark}", highlight=False, soft_wrap=True, markup=False)
+    for finding in findings:
+        out.print(f"training: {finding}", highlight=False, soft_wrap=True, markup=False)
     if report:
         out.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
     out.print(f"bundle: {run_dir}/bundle", highlight=False, soft_wrap=True)

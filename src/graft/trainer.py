@@ -13,9 +13,11 @@ from graft.artifacts import RunDirectory
 from graft.assembly import (
     build_classifier,
     cache_folder,
+    diagnosed,
     expected_input,
     fit_classifier,
     fitting_team,
+    judged,
     look,
     open_folder,
     open_run_of,
@@ -25,6 +27,8 @@ from graft.assembly import (
 from graft.classifier import Classifier
 from graft.config import Config, DataKind, config_hash
 from graft.data.findings import LEAKS, refuse, summarise
+from graft.debugger.judge import why_stopped
+from graft.debugger.smdebug_hook import check_backend
 from graft.environment import describe_environment
 from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_predictions
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
@@ -43,6 +47,7 @@ class RunResult:
         metrics: name -> number; empty in a process that is not the leader of its run.
         toy: whether they are those of drawn photos.
         remarks: what is wrong with the photos, a line each.
+        findings: what the debugger found in the training, likewise.
         report: its page; None where there is none.
     """
 
@@ -50,6 +55,7 @@ class RunResult:
     metrics: dict[str, float]
     toy: bool = False
     remarks: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     report: Path | None = None
 
 
@@ -74,7 +80,8 @@ def train(
     started = time.perf_counter() if started is None else started
     quiet_lightning()
     device = pick_device(config.trainer.accelerator.value)
-    with exit_on_sigterm(), join_team(device) as team, open_run_of(config, overrides, team) as run:
+    check_backend(config.debugger.backend.value)
+    with exit_on_sigterm(), join_team(device) as team, open_run_of(config, overrides, team) as run, judged(run):
         run.write_json("environment.json", {**describe_environment(), "device": device, "processes": team.size})
         local = with_local_weights(config, team)
         spec = expected_input(local)
@@ -100,10 +107,11 @@ def train(
         times["total_s"] = time.perf_counter() - started
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)
-        run.set_state("finished")
+        findings = diagnosed(run)
+        run.set_state("finished", why_stopped(run.path))
         report = make_report(run.path)
     toy, remarks = config.data.kind is DataKind.demo, tuple(summarise(photos.findings))
-    return RunResult(run.path, metrics, toy, remarks, report)
+    return RunResult(run.path, metrics, toy, remarks, findings, report)
 
 
 def evaluate_splits(

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from graft.debugger import records
+
 MOST_POINTS = 600  # of a drawn curve: more are not told apart on a screen, and cost 250 bytes each
 
 
@@ -32,7 +34,14 @@ class Losses:
 
 
 def read_losses(run_dir: Path) -> dict[str, Losses]:
-    """Cross-entropy by mode, TRAIN and EVAL; a mode without a point is absent."""
+    """Cross-entropy by mode, TRAIN and EVAL; a mode without a point is absent.
+
+    Raises:
+        RunError: a record of the debugger is damaged.
+    """
+    found = records.read_losses(run_dir)
+    if found:
+        return {mode: Losses(at.step, at.global_step, at.value, recorded=True) for mode, at in found.items()}
     return logged(run_dir)
 
 

@@ -1,0 +1,1 @@
+"""The debugger: a probe records the training, rules judge the records."""

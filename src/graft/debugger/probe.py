@@ -1,0 +1,289 @@
+"""The probe: a Lightning callback that records a training without slowing it.
+
+A step appends tensors to lists and no more: nothing is computed from them, written, or waited for (a GPU goes on)
+until the next flush. Gradients, weights and outputs are looked at in one of `statistics_interval` steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from graft.debugger.records import EVAL, LOSS, TABLES, TRAIN, Facts, RecordWriter
+from graft.debugger.statistics import LayerStatistics
+
+FLUSH_S = 5.0  # between two flushes; after 500 s a hundredth of the time so far, so that parts stay few
+ANSWERS = 2048  # photos of one evaluation whose answers are kept
+ANSWERS_INTERVAL = 10  # training steps from one whose answers are kept to the next
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class LossHook(Protocol):
+    """Another recorder of the losses, such as smdebug's."""
+
+    def start(self, classifier: pl.LightningModule, steps: dict[str, int]) -> None:
+        """Before the first step of this process; `steps` were taken before it, by mode."""
+
+    def record(self, mode: str, step: int, loss: torch.Tensor) -> None:
+        """A scalar, at every step."""
+
+    def close(self) -> None:
+        """After the last step."""
+
+
+class Probe(pl.Callback):
+    """Records losses, layers, labels and answers, and asks to stop where it is told that something is wrong.
+
+    Args:
+        run_dir: of the run.
+        facts: of the run, for the rules.
+        train_interval: training steps from one recorded loss to the next.
+        eval_interval: validation batches likewise.
+        statistics_interval: training steps from one look at the layers to the next.
+        writes: false in a process that is not the leader of its run.
+        stop: called after a flush with the steps taken; the fit ends, in good order, where it says so. None: never.
+        beside: records the losses too.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        facts: Facts,
+        *,
+        train_interval: int = 1,
+        eval_interval: int = 1,
+        statistics_interval: int = 50,
+        writes: bool = True,
+        stop: Callable[[int], bool] | None = None,
+        beside: LossHook | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.run_dir, self.facts = run_dir, facts
+        self.train_interval, self.eval_interval = train_interval, eval_interval
+        self.statistics_interval = statistics_interval
+        self.writes, self.stop, self.beside, self.clock = writes, stop, beside, clock
+        self.steps = {TRAIN: 0, EVAL: 0}
+        self._looking = False
+        self._answered = 0  # photos of this evaluation
+        self._buffers = _Buffers()
+        self._writer: RecordWriter | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of each mode so far; Lightning keeps them in every checkpoint."""
+        return dict(self.steps)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on counting."""
+        self.steps = dict(state)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a session where the checkpoint left off."""
+        if not self.writes:
+            return
+        self._statistics = LayerStatistics(pl_module, pl_module.head)  # type: ignore[arg-type]
+        self._writer = RecordWriter(self.run_dir, self.facts, self.steps)
+        self._started = self._flushed = self.clock()
+        if self.beside:
+            self.beside.start(pl_module, dict(self.steps))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, index: int
+    ) -> None:
+        """Look at the layers in this step, or at the answers, if it is one of those."""
+        if not self.writes:
+            return
+        step = self.steps[TRAIN]
+        if is_looked_at(step, self.statistics_interval):
+            self._looking = True
+            self._statistics.watch()
+        if step % ANSWERS_INTERVAL == 0:
+            self._statistics.watch_answers()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Gradients are there, and the weights are still those that made them."""
+        if self._looking:
+            self._buffers.layers.append((self.steps[TRAIN], self._statistics.rows()))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keep the loss and the labels of the step."""
+        if not self.writes:
+            return
+        step, labels = self.steps[TRAIN], batch[1]
+        if step % self.train_interval == 0:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self._buffers.losses.append((TRAIN, step, step, outputs["loss"], len(labels), rate))
+            self._buffers.labels.append(labels)
+        if self._looking:
+            self._looking = False
+            self._buffers.relus += [(step, name, *told) for name, told in self._statistics.dead_relus().items()]
+        if step % ANSWERS_INTERVAL == 0 and self._statistics.logits is not None:
+            self._keep_answers(TRAIN, step, step, self._statistics.logits, labels)
+        self._statistics.release()
+        if self.beside:
+            self.beside.record(TRAIN, step, outputs["loss"])
+        self.steps[TRAIN] = step + 1
+        if self.clock() >= self._next_flush():
+            self.flush()
+            if self.stop and trainer.world_size == 1:
+                trainer.should_stop = trainer.should_stop or self.stop(step + 1)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Another evaluation."""
+        self._answered = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the loss of a batch, and what the model answered."""
+        if not self.writes or not outputs:
+            return
+        step, taken, labels = self.steps[EVAL], self.steps[TRAIN], batch[1]
+        loss = outputs["losses"].mean()
+        if step % self.eval_interval == 0:
+            self._buffers.losses.append((EVAL, step, taken, loss, len(labels), float("nan")))
+            self._keep_answers(EVAL, step, taken, outputs["logits"], labels)
+        if self.beside:
+            self.beside.record(EVAL, step, loss)
+        self.steps[EVAL] = step + 1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Judge what is known by now; all processes stop together."""
+        if self.stop is None:
+            return
+        self.flush()
+        found = self.writes and self.stop(self.steps[TRAIN])
+        if trainer.strategy.reduce_boolean_decision(found, all=False):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave nothing in memory."""
+        self._end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self._end()
+
+    def flush(self) -> None:
+        """Write what was recorded since the last flush."""
+        if self._writer is None:
+            return
+        buffers, self._buffers = self._buffers, _Buffers()
+        for table, columns in buffers.tables(self.steps[TRAIN] - 1, self.facts.num_classes):
+            self._writer.write(table, columns)
+        self._flushed = self.clock()
+
+    def _next_flush(self) -> float:
+        return self._flushed + max(FLUSH_S, 0.01 * (self._flushed - self._started))
+
+    def _keep_answers(self, mode: str, step: int, taken: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        if mode == EVAL:
+            if self._answered >= ANSWERS:
+                return
+            self._answered += len(labels)
+        self._buffers.answers.append((mode, step, taken, *_answers(logits.float(), labels)))
+
+    def _end(self) -> None:
+        if self._writer is None:
+            return
+        self._looking = False
+        self._statistics.release()
+        self.flush()
+        if self.beside:
+            self.beside.close()
+        self._writer = None
+
+
+def is_looked_at(step: int, interval: int) -> bool:
+    """Whether layers are looked at in a step: every `interval`, and at 1, 2, 4, .. of the first, where most moves."""
+    return step % interval == 0 or (step < interval and step & (step - 1) == 0)
+
+
+class _Buffers:
+    """What was recorded since the last flush, as tensors where the training left them."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[str, int, int, torch.Tensor, int, float]] = []
+        self.labels: list[torch.Tensor] = []
+        self.layers: list[tuple[int, dict[str, dict[str, torch.Tensor]]]] = []
+        self.relus: list[tuple[int, str, torch.Tensor, int]] = []
+        self.answers: list[tuple[str, int, int, torch.Tensor, torch.Tensor]] = []
+
+    def tables(self, last_step: int, num_classes: int) -> list[tuple[str, dict[str, Any]]]:
+        """Table -> columns; waits for the device once for each kind of tensor."""
+        return [
+            ("losses", self._losses()),
+            ("labels", self._label_counts(last_step, num_classes)),
+            ("layers", self._layers()),
+            ("relus", self._relus()),
+            ("answers", self._answers()),
+        ]
+
+    def _losses(self) -> dict[str, Any]:
+        mode, step, global_step, _, photos, rate = zip(*self.losses, strict=True) if self.losses else [()] * 6
+        return {
+            "mode": mode, "name": [LOSS] * len(mode), "step": step, "global_step": global_step,
+            "value": _scalars([row[3] for row in self.losses]), "photos": photos, "learning_rate": rate,
+        }  # fmt: skip
+
+    def _label_counts(self, last_step: int, num_classes: int) -> dict[str, Any]:
+        if not self.labels:
+            return dict.fromkeys(TABLES["labels"], ())
+        counts = torch.bincount(torch.cat(self.labels), minlength=num_classes).cpu().numpy()
+        present = np.flatnonzero(counts)
+        return {"step": np.full(len(present), last_step), "label": present, "count": counts[present]}
+
+    def _layers(self) -> dict[str, Any]:
+        rows = [(step, name, row) for step, layers in self.layers for name, row in layers.items()]
+        columns = [name for name in TABLES["layers"] if name not in ("step", "layer")]
+        absent = torch.tensor(float("nan"))
+        values = {name: _scalars([row.get(name, absent) for _, _, row in rows]) for name in columns}
+        return {"step": [step for step, _, _ in rows], "layer": [name for _, name, _ in rows], **values}
+
+    def _relus(self) -> dict[str, Any]:
+        step, layer, dead, photos = zip(*self.relus, strict=True) if self.relus else [()] * 4
+        return {"step": step, "layer": layer, "dead": _scalars(list(dead)), "photos": photos}
+
+    def _answers(self) -> dict[str, Any]:
+        if not self.answers:
+            return dict.fromkeys(TABLES["answers"], ())
+        sizes = [len(row[3]) for row in self.answers]
+        whole = torch.cat([row[3] for row in self.answers]).cpu().numpy()
+        shares = torch.cat([row[4] for row in self.answers]).cpu().numpy()
+        mode, step, global_step = (np.repeat([row[column] for row in self.answers], sizes) for column in range(3))
+        return {
+            "mode": mode, "step": step, "global_step": global_step, "label": whole[:, 0], "guess": whole[:, 1],
+            "p_label": shares[:, 0], "p_guess": shares[:, 1],
+        }  # fmt: skip
+
+
+def _answers(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(label, guess) int64 [B, 2] and their probabilities, float32 [B, 2], on the device of the logits [B, C]."""
+    labels = labels.to(logits.device)
+    top, guess = logits.max(dim=1)
+    given = logits.gather(1, labels[:, None])[:, 0]
+    scale = logits.logsumexp(dim=1)
+    return torch.stack([labels, guess], 1), torch.stack([given - scale, top - scale], 1).exp()
+
+
+def _scalars(tensors: list[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """float64 [N] of N scalars."""
+    if not tensors:
+        return np.empty(0)
+    device = tensors[0].device
+    return torch.stack([tensor.to(device) for tensor in tensors]).double().cpu().numpy()
