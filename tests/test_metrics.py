@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 
 from graft import metrics
 from graft.errors import DataError
+from graft.intervals import wilson_interval
 from graft.metrics import (
     ConfusedPair,
     confused_pairs,

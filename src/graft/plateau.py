@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graft.intervals import student
 
 Curve = Sequence[tuple[int, float]]
+Floats = NDArray[np.float64]
 
 SMALL = 0.01  # of the distance from the first to the lowest loss: no gain to wait for where the seeds tell no noise
-FEWEST_BATCHES = 3  # of an evaluation: two differences have no spread to speak of
+FEWEST_PHOTOS = 20  # of an evaluation: differences between two of them are far from normal
 
 
 def plateau(curve: Curve, noise: float) -> int:
@@ -27,7 +31,7 @@ class Settled:
     Attributes:
         step: optimiser steps taken at the first evaluation that no later one beats significantly.
         last: optimiser steps taken at the last evaluation.
-        paired: whether single batches were compared; else a fall of SMALL of the whole one counts.
+        paired: whether the losses of single photos were compared; else a fall of SMALL of the whole one counts.
     """
 
     step: int
@@ -40,39 +44,36 @@ class Settled:
         return (self.last - self.step) / self.last if self.last else 0.0
 
 
-def settled(losses: Mapping[int, Sequence[float]]) -> Settled | None:
-    """When no significant gain came any more; None where nothing was evaluated.
+def settled(evaluations: Mapping[int, Floats]) -> Settled | None:
+    """When no significant gain came any more; None where no evaluation has a finite loss.
 
-    Every evaluation sees the same photos in the same batches, so two of them are compared batch by batch: a later
-    one is significantly better where the 95 % interval of the mean difference (Student's t over batches) leaves zero
-    out. Only the best later evaluation is compared with each. Where an evaluation has fewer than FEWEST_BATCHES
-    batches, or not all have the same number, a fall of SMALL of the distance from the first to the lowest loss counts.
+    Every evaluation sees the same photos in the same order, so two of them are compared photo by photo: one is
+    significantly better where the 95 % interval of the mean difference (Student's t for pairs) leaves zero out. Each
+    is compared with the best of the later ones only. Where single photos are not known, or are fewer than
+    FEWEST_PHOTOS, a fall of SMALL of the distance from the first to the lowest loss counts.
 
     Args:
-        losses: optimiser steps taken at an evaluation -> the loss of each of its batches.
+        evaluations: optimiser steps taken -> cross-entropy of each photo, [N], or the mean of all, [1].
     """
-    means = [(step, sum(batches) / len(batches)) for step, batches in sorted(losses.items()) if batches]
+    means = [(step, float(losses.mean())) for step, losses in sorted(evaluations.items()) if len(losses)]
     finite = [(step, loss) for step, loss in means if math.isfinite(loss)]
     if not finite:
         return None
     last = means[-1][0]
-    counts = {len(losses[step]) for step, _ in finite}
-    if len(counts) > 1 or min(counts) < FEWEST_BATCHES:
+    counts = {len(evaluations[step]) for step, _ in finite}
+    if len(counts) > 1 or min(counts) < FEWEST_PHOTOS:
         fall = SMALL * (finite[0][1] - min(loss for _, loss in finite))
         return Settled(plateau(finite, fall), last, paired=False)
-    step = next(step for place, (step, _) in enumerate(finite) if not _is_beaten(losses, step, finite[place + 1 :]))
+    step = next(step for at, (step, _) in enumerate(finite) if not _is_beaten(evaluations, step, finite[at + 1 :]))
     return Settled(step, last, paired=True)
 
 
-def _is_beaten(losses: Mapping[int, Sequence[float]], step: int, later: Curve) -> bool:
+def _is_beaten(evaluations: Mapping[int, Floats], step: int, later: Curve) -> bool:
     """Whether the best of the later evaluations is significantly better than that of `step`."""
-    return bool(later) and _is_lower(losses[min(later, key=lambda point: point[1])[0]], losses[step])
-
-
-def _is_lower(losses: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether losses are lower than others, [N] each and paired, beyond their 95 % interval."""
-    differences = [other - loss for loss, other in zip(losses, others, strict=True)]
+    if not later:
+        return False
+    best, _ = min(later, key=lambda point: point[1])
+    differences = evaluations[step] - evaluations[best]
     count = len(differences)
-    mean = sum(differences) / count
-    variance = sum((difference - mean) ** 2 for difference in differences) / (count - 1)
-    return mean > student(count - 1) * math.sqrt(variance / count)
+    half = student(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
+    return float(differences.mean()) > half

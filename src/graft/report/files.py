@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from graft.artifacts import read_state
 from graft.diagnosis import Diagnosis, read_diagnosis
 from graft.errors import RunError
-from graft.report.losses import Losses, read_losses
+from graft.report.losses import Course, read_course
 from graft.report.predictions import Prediction, read_predictions
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class RunFiles:
         data: what the checks of the photos found, and their counts.
         environment: code, packages, hardware.
         predictions: of the evaluated splits.
-        losses: by mode, TRAIN and EVAL.
+        course: of the cross-entropy.
         samples: of utilisation, column -> values by sample; empty where the profiler did not run.
         phases: name -> seconds of the run; likewise.
         debugger: what its rules found; None where they did not run.
@@ -52,7 +52,7 @@ class RunFiles:
     data: dict[str, Any]
     environment: dict[str, Any]
     predictions: tuple[Prediction, ...]
-    losses: dict[str, Losses]
+    course: Course
     samples: dict[str, NDArray[np.float64]]
     phases: dict[str, float]
     debugger: Diagnosis | None
@@ -90,22 +90,26 @@ class Reader:
             self.damaged.append(f"{name} cannot be read: {error}")
             return absent
 
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file; an empty one where it is not there or damaged."""
+        absent: dict[str, Any] = {}
+        return self.take(name, read_json, absent)
+
 
 def read_run(path: Path) -> RunFiles:
     """All that the report shows of a run, whatever its state."""
-    reader = Reader(path)
-    config = reader.take("config.yaml", read_yaml, {})
+    reader, no_config = Reader(path), dict[str, Any]()
     return RunFiles(
         path=path,
         state=read_state(path),
-        config=config,
+        config=reader.take("config.yaml", read_yaml, no_config),
         config_text=reader.take("config.yaml", read_text, ""),
-        metrics=reader.take("metrics.json", read_json, {}),
-        evaluation=reader.take("evaluation.json", read_json, {}),
-        data=reader.take("data.json", read_json, {}),
-        environment=reader.take("environment.json", read_json, {}),
+        metrics=reader.json("metrics.json"),
+        evaluation=reader.json("evaluation.json"),
+        data=reader.json("data.json"),
+        environment=reader.json("environment.json"),
         predictions=reader.take("predictions.csv", read_predictions, ()),
-        losses=reader.take("", read_losses, {}),
+        course=reader.take("", read_course, Course({}, {})),
         samples={},
         phases={},
         debugger=reader.take("debugger/findings.json", read_findings, None),

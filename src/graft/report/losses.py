@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.debugger import records
+from graft.debugger.records import EVAL, TRAIN, Records, has_records, read_records
 
 MOST_POINTS = 600  # of a drawn curve: more are not told apart on a screen, and cost 250 bytes each
 
@@ -33,38 +32,51 @@ class Losses:
     recorded: bool
 
 
-def read_losses(run_dir: Path) -> dict[str, Losses]:
-    """Cross-entropy by mode, TRAIN and EVAL; a mode without a point is absent.
+@dataclass(frozen=True)
+class Course:
+    """How the cross-entropy went.
+
+    Attributes:
+        modes: by mode, TRAIN and EVAL; a mode without a point is absent.
+        evaluations: optimiser steps taken -> the loss of each photo, [N]; its mean, [1], where those are not known.
+    """
+
+    modes: dict[str, Losses]
+    evaluations: dict[int, NDArray[np.float64]]
+
+
+def read_course(run_dir: Path) -> Course:
+    """The cross-entropy of a run, as far as it came.
 
     Raises:
         RunError: a record of the debugger is damaged.
     """
-    found = records.read_losses(run_dir)
-    if found:
-        return {mode: Losses(at.step, at.global_step, at.value, recorded=True) for mode, at in found.items()}
-    return logged(run_dir)
+    if not has_records(run_dir):
+        return logged(run_dir)
+    records = read_records(run_dir)
+    found = {mode: records.losses(mode) for mode in (TRAIN, EVAL)}
+    modes = {
+        mode: Losses(known.step, known.global_step, known.value, recorded=True)
+        for mode, known in found.items()
+        if len(known.step)
+    }
+    return Course(modes, _photos(records) or _means(*records.evaluations()))
 
 
-def logged(run_dir: Path) -> dict[str, Losses]:
+def logged(run_dir: Path) -> Course:
     """What the CSV logs have: every tenth training batch, and the mean of every evaluation, at its optimiser step.
 
     Parts of a resumed run are joined; of steps that two parts have, the later part counts.
     """
-    found: dict[str, dict[int, float]] = {"TRAIN": {}, "EVAL": {}}
+    found: dict[str, dict[int, float]] = {TRAIN: {}, EVAL: {}}
     files = (run_dir / "logs" / "csv").glob("version_*/metrics.csv")
     for path in sorted(files, key=lambda file: file.stat().st_mtime):
         with path.open(newline="", encoding="utf-8") as file:
             for mode, step, value in _rows(file):
                 found[mode][step] = value
-    return {mode: _as_losses(points) for mode, points in found.items() if points}
-
-
-def by_evaluation(losses: Losses) -> dict[int, list[float]]:
-    """Optimiser steps taken at an evaluation -> the losses of its batches."""
-    found: defaultdict[int, list[float]] = defaultdict(list)
-    for step, value in zip(losses.global_step.tolist(), losses.value.tolist(), strict=True):
-        found[step].append(value)
-    return dict(found)
+    modes = {mode: _as_losses(points) for mode, points in found.items() if points}
+    evaluated = modes.get(EVAL)
+    return Course(modes, _means(evaluated.step, evaluated.value) if evaluated else {})
 
 
 def thinned(losses: Losses, most: int = MOST_POINTS) -> Losses:
@@ -79,10 +91,23 @@ def thinned(losses: Losses, most: int = MOST_POINTS) -> Losses:
     return Losses(losses.step[order], losses.global_step[order], losses.value[order], losses.recorded)
 
 
+def _photos(records: Records) -> dict[int, NDArray[np.float64]]:
+    """The loss of each photo by evaluation, from the probabilities of the labels."""
+    answers = records.table("answers")
+    of_mode = answers["mode"] == EVAL
+    taken, chosen = answers["global_step"][of_mode], answers["p_label"][of_mode]
+    losses = -np.log(np.maximum(chosen, np.finfo(np.float64).tiny))
+    return {int(step): losses[taken == step] for step in np.unique(taken)}
+
+
+def _means(steps: NDArray[np.int64], means: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
+    return {int(step): np.array([mean]) for step, mean in zip(steps, means, strict=True)}
+
+
 def _rows(file: Iterator[str]) -> Iterator[tuple[str, int, float]]:
     """(mode, optimiser steps taken, loss); a row that a kill tore is left out."""
     for row in csv.DictReader(file):
-        for mode, column in (("TRAIN", "train/loss"), ("EVAL", "valid/loss")):
+        for mode, column in ((TRAIN, "train/loss"), (EVAL, "valid/loss")):
             try:
                 if text := row.get(column):
                     yield mode, int(row["step"]) + 1, float(text)

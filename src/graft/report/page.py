@@ -76,7 +76,9 @@ def render(path: Path) -> str:
     search = view_search(read_search(path)) if is_search(path) else None
     run = read_run(path / "best" if search else path)
     if search is None and not run.state and not run.config:
-        raise RunError(f"{path} is no run directory: it has neither run.json nor config.yaml, nor study.json of a search")
+        raise RunError(
+            f"{path} is no run directory: it has neither run.json nor config.yaml, nor study.json of a search"
+        )
     view = view_run(run, thumbnails_of(run.config))
     return _fill(path, view, search)
 
@@ -90,7 +92,13 @@ def _fill(path: Path, view: RunView, search: SearchView | None) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, seconds=seconds, class_name=class_name, file_name=file_name, value=in_words, number=number
+        percent=percent,
+        seconds=seconds,
+        class_name=class_name,
+        file_name=file_name,
+        inside=inside,
+        value=in_words,
+        number=number,
     )
     script = environment.loader.get_source(environment, "page.js")[0] if environment.loader else ""
     return environment.get_template("page.html").render(
@@ -121,8 +129,11 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def inside(path: str, root: str | None) -> str:
+    """A path or URL as it is called inside of `root`."""
+    return path.removeprefix(f"{str(root).rstrip('/')}/")
+
+
 def class_name(folder: str) -> str:
     """`077.Miniature_poodle` as a person says it: `Miniature poodle`."""
     return re.sub(r"^\d+[._-]", "", folder).replace("_", " ") or folder
-
-

@@ -43,10 +43,22 @@ class Thumbnails:
             self._store = open_store(root, "data.root", cache=cache, max_bytes=max_bytes) if root else None
         except ConfigError:
             self._store = None
+        self._prefix = f"{self._store.location}/" if self._store else ""
 
     def take(self, paths: Iterable[str]) -> dict[str, str]:
         """Path -> data URI, for the photos that can be had."""
         return {path: uri for path in paths if (uri := self.one(path))}
+
+    def named(self, names: Iterable[str]) -> dict[str, str]:
+        """SPLIT/CLASS/FILE, as the data checks name photos, -> data URI, for those that can be had."""
+        found = {}
+        for name in names:
+            # the split valid may lie in a folder val/
+            places = [name, f"val/{name.removeprefix('valid/')}"] if name.startswith("valid/") else [name]
+            uris = (self.one(f"{self._prefix}{place}") for place in places)
+            if uri := next(filter(None, uris), None):
+                found[name] = uri
+        return found
 
     def one(self, path: str) -> str | None:
         """The data URI of a photo, or None."""
@@ -67,11 +79,10 @@ class Thumbnails:
         return uri
 
     def _read(self, path: str) -> bytes | None:
-        prefix = f"{self._store.location}/" if self._store else None
-        if self._store is None or prefix is None or not path.startswith(prefix):
+        if self._store is None or not path.startswith(self._prefix):
             return None
         try:
-            pixels = render(self._store.read(path.removeprefix(prefix)), self._spec).pixels
+            pixels = render(self._store.read(path.removeprefix(self._prefix)), self._spec).pixels
         except DataError:
             return None
         buffer = io.BytesIO()

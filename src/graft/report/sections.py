@@ -11,19 +11,18 @@ from typing import Any
 
 from markupsafe import Markup
 
+from graft.data.findings import LEAKS
 from graft.diagnosis import Diagnosis, Finding, RuleSummary
 from graft.plateau import Settled, settled
 from graft.report import charts
 from graft.report.drawing import DrawingError, Spec, draw
 from graft.report.files import RunFiles
-from graft.report.losses import by_evaluation
 from graft.report.photos import Thumbnails
 from graft.report.predictions import Bin, Pair, Prediction, calibration, confused, worst
 from graft.report.verdict import Facts, Verdict, judged_split, verdict, weak_classes
 
 PAIRS, MISTAKES, PHOTOS = 8, 12, 3  # pairs, worst mistakes, photos on each side of a pair
-NAMED = 12  # files named per finding of the data checks
-FIGURES = ("accuracy", "macro_f1", "loss")  # with intervals
+COPIES = 4  # pairs of copies shown per finding of the data checks
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ class RunView:
     confusion: Confusion | None
     thumbnails: dict[str, str]
     photos_note: str
+    copies: list[list[tuple[str, str]]]
+    copy_photos: dict[str, str]
 
 
 def view_run(run: RunFiles, thumbnails: Thumbnails) -> RunView:
@@ -75,8 +76,11 @@ def view_run(run: RunFiles, thumbnails: Thumbnails) -> RunView:
     judged = [p for p in run.predictions if p.split == split]
     bins = calibration(judged)
     confusion = confusion_of(run, split, judged) if split else None
-    wanted = list(photos_of(confusion)) if confusion else []
-    ended = settled(by_evaluation(run.losses["EVAL"])) if "EVAL" in run.losses else None
+    wanted = list(dict.fromkeys(photos_of(confusion))) if confusion else []
+    shown = thumbnails.take(wanted)
+    note = photos_note(thumbnails, len(wanted))
+    copies, copy_photos = copies_of(run.data.get("findings", ()), thumbnails)
+    ended = settled(run.course.evaluations)
     findings = by_cost([run.debugger, run.profiler])
     return RunView(
         run=run,
@@ -84,7 +88,7 @@ def view_run(run: RunFiles, thumbnails: Thumbnails) -> RunView:
         settled=ended,
         splits=[name for name in ("valid", "test") if f"{name}/accuracy" in run.metrics],
         losses=loss_figure(run, ended),
-        recorded=any(losses.recorded for losses in run.losses.values()),
+        recorded=any(losses.recorded for losses in run.course.modes.values()),
         findings=findings,
         rules=[rule for diagnosis in (run.debugger, run.profiler) if diagnosis for rule in diagnosis.rules],
         diagnosed={"debugger": run.debugger is not None, "profiler": run.profiler is not None},
@@ -94,8 +98,10 @@ def view_run(run: RunFiles, thumbnails: Thumbnails) -> RunView:
         calibration=calibration_figure(bins, run.metrics, split),
         bins=bins,
         confusion=confusion,
-        thumbnails=thumbnails.take(dict.fromkeys(wanted)),
-        photos_note=photos_note(thumbnails, len(set(wanted))),
+        thumbnails=shown,
+        photos_note=note,
+        copies=copies,
+        copy_photos=copy_photos,
     )
 
 
@@ -116,9 +122,23 @@ def facts_of(run: RunFiles, findings: Sequence[Finding]) -> Facts:
 
 def leaked(findings: Iterable[Mapping[str, Any]]) -> int:
     """Photos of test that are in another split too: those named, which are all of them up to a thousand a finding."""
-    kinds = ("identical_across_splits", "near_duplicates")
-    pairs = (file for finding in findings if finding["check"] in kinds for file in finding["files"])
+    pairs = (file for finding in findings if finding["check"] in LEAKS for file in finding["files"])
     return len({side for pair in pairs for side in pair.split(" = ") if side.startswith("test/")})
+
+
+def copies_of(
+    findings: Iterable[Mapping[str, Any]], thumbnails: Thumbnails
+) -> tuple[list[list[tuple[str, str]]], dict[str, str]]:
+    """By finding, the first pairs of photos in two splits that can be shown; and name -> data URI."""
+    uris: dict[str, str] = {}
+    shown = []
+    for finding in findings:
+        files = finding["files"][:COPIES] if finding["check"] in LEAKS else ()
+        pairs = [(one, other) for one, _, other in (file.partition(" = ") for file in files)]
+        found = thumbnails.named(dict.fromkeys(name for pair in pairs for name in pair))
+        uris |= found
+        shown.append([pair for pair in pairs if pair[0] in found and pair[1] in found])
+    return shown, uris
 
 
 def by_cost(diagnoses: Iterable[Diagnosis | None]) -> list[Finding]:
@@ -161,13 +181,13 @@ def photos_note(thumbnails: Thumbnails, wanted: int) -> str:
 
 def loss_figure(run: RunFiles, ended: Settled | None) -> Figure | None:
     """The cross-entropy of both modes."""
-    if not run.losses:
+    if not run.course.modes:
         return None
     parts = [
         f"{mode} from {losses.value[0]:.3f} to {losses.value[-1]:.3f} over {losses.step[-1]} steps"
-        for mode, losses in run.losses.items()
+        for mode, losses in run.course.modes.items()
     ]
-    return drawn(charts.loss_chart(run.losses, ended), f"Cross-entropy by step: {'; '.join(parts)}.")
+    return drawn(charts.loss_chart(run.course.modes, ended), f"Cross-entropy by step: {'; '.join(parts)}.")
 
 
 def utilisation_figure(run: RunFiles) -> Figure | None:
@@ -188,7 +208,9 @@ def phases_figure(phases: Mapping[str, float]) -> Figure | None:
     if not phases:
         return None
     longest = max(phases, key=lambda name: phases[name])
-    words = f"Seconds by phase: {longest.replace('_', ' ')} took most, {phases[longest]:.1f} of {sum(phases.values()):.1f}."
+    words = (
+        f"Seconds by phase: {longest.replace('_', ' ')} took most, {phases[longest]:.1f} of {sum(phases.values()):.1f}."
+    )
     return drawn(charts.phases_chart(phases), words)
 
 
@@ -197,7 +219,9 @@ def calibration_figure(bins: Sequence[Bin], metrics: Mapping[str, float], split:
     if not bins or split is None:
         return None
     error = metrics[f"{split}/ece_calibrated"]
-    words = f"Share of photos classified right by calibrated confidence, {len(bins)} bins on {split}: off by {error:.3f}."
+    words = (
+        f"Share of photos classified right by calibrated confidence, {len(bins)} bins on {split}: off by {error:.3f}."
+    )
     return drawn(charts.calibration_chart(bins), words)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.report.files import Reader, read_json
+from graft.report.files import Reader
 
 Value = str | int | float | bool | None
 
@@ -85,8 +85,8 @@ def is_search(path: Path) -> bool:
 def read_search(path: Path) -> SearchFiles:
     """All that the report shows of a search, whatever its state."""
     reader = Reader(path)
-    study = reader.take("study.json", read_json, {})
-    told = reader.take("search.json", read_json, {})
+    study = reader.json("study.json")
+    told = reader.json("search.json")
     curves = told.get("curves", {})
     return SearchFiles(
         path=path,

@@ -124,8 +124,9 @@ def _doubts(facts: Facts) -> Iterator[str]:
         yield f"its probabilities are off by {error * 100:.0f} points on average"
     if weak := weak_classes(facts.class_accuracy, m[f"{split}/accuracy"]):
         name, accuracy = weak[0]
-        rest = f" and {len(weak) - 1} more" if len(weak) > 1 else ""
-        yield f"{name} is recognised in {accuracy * 100:.0f} % of its photos{rest}"
+        classes = "1 class is" if len(weak) == 1 else f"{len(weak)} classes are"
+        least = f"{name} in {accuracy * 100:.0f} % of its photos"
+        yield f"{classes} recognised less than half as often as the average, {least}"
     if (share := m.get("data/undecodable", 0) / max(1, sum(facts.photos.values()))) > DAMAGED:
         yield f"{percent(share)} of the photos could not be decoded"
 

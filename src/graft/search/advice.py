@@ -13,7 +13,6 @@ from graft.intervals import student
 from graft.plateau import SMALL, Curve, plateau
 
 
-
 @dataclass(frozen=True)
 class Gain:
     """How much better one configuration is than another, on the same seeds.
