@@ -105,7 +105,7 @@ def phases_chart(phases: Mapping[str, float]) -> Spec:
         "encoding": {"y": y, "x": x},
         "layer": [
             {
-                "mark": {"type": "bar", "color": ACCENT, "cornerRadiusEnd": 3, "height": 16},
+                "mark": {"type": "bar", "color": ACCENT, "height": 16},
                 "encoding": {"description": text},
             },
             {

@@ -17,7 +17,7 @@ FONT = "system-ui, sans-serif"
 _TEXT = {"labelFont": FONT, "titleFont": FONT, "labelColor": INK, "titleColor": INK}
 _CONFIG: Spec = {
     "font": FONT,
-    "background": None,
+    "background": "transparent",
     "view": {"stroke": None},
     "axis": {
         **_TEXT,
@@ -53,8 +53,8 @@ def draw(spec: Spec) -> Markup:
     """SVG as wide as its place.
 
     Args:
-        spec: in Vega-Lite, without `config`. Nothing is clipped in it: clip paths have identifiers, which would be
-            those of every other figure of the page too.
+        spec: in Vega-Lite, without `config`. No mark of it is clipped or has round corners: those have identifiers,
+            which would be those of every other figure of the page too.
 
     Raises:
         DrawingError: it is no specification of Vega-Lite.

@@ -60,6 +60,8 @@ def read_course(run_dir: Path) -> Course:
         for mode, known in found.items()
         if len(known.step)
     }
+    if not modes:  # nothing was flushed yet
+        return logged(run_dir)
     return Course(modes, _photos(records) or _means(*records.evaluations()))
 
 

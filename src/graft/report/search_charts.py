@@ -81,7 +81,7 @@ def importance_chart(importances: Sequence[Mapping[str, Any]]) -> Spec:
         "encoding": {"y": y},
         "layer": [
             {
-                "mark": {"type": "bar", "color": FAINT, "height": 18, "cornerRadiusEnd": 3},
+                "mark": {"type": "bar", "color": FAINT, "height": 18},
                 "encoding": {"x": {**x, "field": "share"}, "description": {"field": "text"}},
             },
             {
