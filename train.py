@@ -34,7 +34,14 @@ def main(tree: DictConfig) -> None:
         config = parse(tree)
         result = launch(config, train)
         if result and result.metrics:
-            run_table(result.run_dir, result.metrics, toy=result.toy, remarks=result.remarks, findings=result.findings)
+            run_table(
+                result.run_dir,
+                result.metrics,
+                toy=result.toy,
+                remarks=result.remarks,
+                findings=result.findings,
+                report=result.report,
+            )
 
 
 def train(config: Config) -> RunResult:

@@ -40,9 +40,10 @@ def main(tree: DictConfig) -> None:
                 "processes share one: start the same command with the same run_dir more than once)"
             )
         if result := launch(config, search):
+            from graft.search.publish import publish
             from graft.search.summary import print_summary
 
-            print_summary(result)
+            print_summary(result, publish(result))
 
 
 def search(config: Config) -> SearchResult:

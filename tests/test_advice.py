@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from graft.search.advice import best_number, epoch_advice, gain, plateau, skew, student
+from graft.intervals import student
+from graft.plateau import plateau
+from graft.search.advice import best_number, epoch_advice, gain, skew
 from graft.search.importance import Importance
 from graft.search.pruning import divergence, hopeless, rungs
 from graft.search.summary import epochs_in_words, gain_in_words, importance_in_words, skew_in_words

@@ -13,13 +13,13 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 
 from graft import metrics
 from graft.errors import DataError
+from graft.intervals import wilson_interval
 from graft.metrics import (
     ConfusedPair,
     confused_pairs,
     fit_temperature,
     measure,
     per_class_accuracy,
-    wilson_interval,
 )
 
 NAMES = ["ash", "birch", "cedar", "dogwood"]

@@ -24,11 +24,11 @@ from torchmetrics.functional.classification import (
 )
 
 from graft.errors import DataError
+from graft.intervals import wilson_interval
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 RESAMPLES = 1000
 CALIBRATION_BINS = 15
 TEMPERATURES = (0.05, 20.0)
@@ -43,30 +43,6 @@ class ConfusedPair:
     predicted: str
     count: int
     share: float
-
-
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927, without continuity correction).
-
-    Args:
-        correct: successes, 0..n.
-        n: trials, at least 1.
-
-    Returns:
-        (low, high), both in 0..1, with low <= correct / n <= high.
-
-    Raises:
-        DataError: n is 0, or correct is not in 0..n.
-    """
-    if n < 1:
-        raise DataError("no images to measure")
-    if not 0 <= correct <= n:
-        raise DataError(f"correct: {correct} of {n} images; accepted: 0 to {n}")
-    share, z2 = correct / n, Z95 * Z95
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At 0 and n the exact bound is the share itself; rounding must not move it past the share.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

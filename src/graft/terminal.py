@@ -114,6 +114,7 @@ def run_table(
     toy: bool,
     remarks: Sequence[str] = (),
     findings: Sequence[str] = (),
+    report: Path | None = None,
 ) -> None:
     """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next.
 
@@ -123,6 +124,7 @@ def run_table(
         toy: whether the photos were drawn by a program.
         remarks: what is wrong with the photos.
         findings: what the debugger found in the training.
+        report: the page that was made of it.
     """
     from rich.console import Console
     from rich.table import Table
@@ -144,6 +146,8 @@ def run_table(
         out.print(f"data: {remark}", highlight=False, soft_wrap=True, markup=False)
     for finding in findings:
         out.print(f"training: {finding}", highlight=False, soft_wrap=True, markup=False)
+    if report:
+        out.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
     out.print(f"bundle: {run_dir}/bundle", highlight=False, soft_wrap=True)
     out.print(f"next: python -c \"import graft; print(graft.load('{run_dir}/bundle')('PHOTO'))\"", soft_wrap=True)
 

@@ -35,6 +35,7 @@ from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_p
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
 from graft.photos import Photos
 from graft.processes import join_team
+from graft.report.page import make_report
 from graft.terminal import progress_bar
 
 
@@ -48,6 +49,7 @@ class RunResult:
         toy: whether they are those of drawn photos.
         remarks: what is wrong with the photos, a line each.
         findings: what the debugger found in the training, and the profiler's dearest finding, likewise.
+        report: its page; None where there is none.
     """
 
     run_dir: Path
@@ -55,6 +57,7 @@ class RunResult:
     toy: bool = False
     remarks: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    report: Path | None = None
 
 
 def train(
@@ -116,8 +119,9 @@ def train(
         run.write_json("metrics.json", metrics)
         findings = (*diagnosed(run), *profile.conclude())
         run.set_state("finished", why_stopped(run.path))
-    toy = config.data.kind is DataKind.demo
-    return RunResult(run.path, metrics, toy, tuple(summarise(photos.findings)), findings)
+        report = make_report(run.path)
+    toy, remarks = config.data.kind is DataKind.demo, tuple(summarise(photos.findings))
+    return RunResult(run.path, metrics, toy, remarks, findings, report)
 
 
 def evaluate_splits(

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Curve = Sequence[tuple[int, float]]
-
-# 97.5 % quantiles of Student's t with 1, 2, .. degrees of freedom (any table), then the normal one.
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-SMALL = 0.01  # of the distance from the first to the lowest loss: no gain to wait for where the seeds tell no noise
+from graft.intervals import student
+from graft.plateau import SMALL, Curve, plateau
 
 
 @dataclass(frozen=True)
@@ -86,17 +83,6 @@ def gain(better: Sequence[float], worse: Sequence[float], *, maximize: bool) -> 
     mean, sd = float(np.mean(differences)), float(np.std(differences, ddof=1))
     half = student(len(pairs) - 1) * sd / math.sqrt(len(pairs))
     return Gain(mean, mean - half, mean + half, len(pairs))
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t."""
-    return _T975[freedom - 1] if freedom <= len(_T975) else 1.96 + 2.5 / freedom
-
-
-def plateau(curve: Curve, noise: float) -> int:
-    """The first step whose loss no later one undercuts by more than `noise`; 0 of an empty curve."""
-    lowest = min((loss for _, loss in curve), default=math.inf)
-    return next((step for step, loss in curve if loss <= lowest + noise), 0)
 
 
 def epoch_advice(best: Curve, curves: Sequence[Curve], seed_losses: Sequence[float]) -> Epochs | None:

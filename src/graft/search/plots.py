@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graft.config import OBJECTIVES
+from graft.report.trials import heights
 from graft.search.importance import Importance, says_something
-from graft.search.space import Space, Value
+from graft.search.space import Space
 from graft.search.trials import Record, ok_values
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def draw_parallel(axes: Axes, space: Space, records: Sequence[Record], best: int
     """A line per trial over its parameters, each scaled to its range, and the objective."""
     values = ok_values(records)
     keys = list(space.spreads)
-    scales = {key: scale([r.params[key] for r in records], log=space.spreads[key].log) for key in keys}
+    places = {key: heights([r.params[key] for r in records], logarithmic=space.spreads[key].log) for key in keys}
     low, high = min(values.values()), max(values.values())
     for number in sorted(values, key=lambda n: n == best):
-        heights = [scales[key](records[number].params[key]) for key in keys]
+        parameters = [places[key][number] for key in keys]
         share = (values[number] - low) / ((high - low) or 1.0)
-        axes.plot(range(len(keys) + 1), [*heights, share], color=RED if number == best else GREY)
+        axes.plot(range(len(keys) + 1), [*parameters, share], color=RED if number == best else GREY)
     names = [f"{key}\n{ends(key, records)}" for key in keys]
     axes.set_xticks(range(len(keys) + 1), [*names, f"{objective}\n{low:.3g} .. {high:.3g}"])
     axes.set(yticks=[], title="Parameters of the trials")
@@ -110,23 +111,6 @@ def draw_curves(axes: Axes, records: Sequence[Record], best: int) -> None:
         axes.set_ylim(0, 1.2 * max([*highest, min(known)]))
         axes.legend()
     axes.set(xlabel="optimiser step", ylabel="valid/loss", title="Learning curves")
-
-
-def scale(values: Sequence[Value], *, log: bool) -> Callable[[Value], float]:
-    """Where a value stands between the lowest, 0, and the highest, 1; words in the order of the alphabet."""
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        words = sorted({str(value) for value in values})
-        return lambda value: words.index(str(value)) / max(1, len(words) - 1)
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    positive = [number for number in numbers if number > 0]
-
-    def place(value: Value) -> float:
-        number = float(value) if isinstance(value, int | float) else 0.0
-        # a default of 0 stands below every value of a logarithmic range
-        return math.log(max(number, min(positive) / 10)) if log and positive else number
-
-    low, high = min(map(place, numbers)), max(map(place, numbers))
-    return lambda value: (place(value) - low) / ((high - low) or 1.0)
 
 
 def ends(key: str, records: Sequence[Record]) -> str:

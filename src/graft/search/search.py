@@ -41,6 +41,7 @@ class SearchResult:
 
     Attributes:
         run_dir: where it is written.
+        space: what was searched.
         objective: of the trials.
         records: all trials.
         best: number of the best.
@@ -54,6 +55,7 @@ class SearchResult:
     """
 
     run_dir: Path
+    space: Space
     objective: str
     records: list[Record]
     best: int
@@ -116,7 +118,7 @@ def search(
 
 def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | RunTrials) -> None:
     """Claim, run and tell until no trial of the search is left, those of other processes included."""
-    s = config.search
+    s, run_dir = config.search, local_path(config.run_dir, "run_dir")
     if study.unfinished():
         trials.prepare()
     with Board(study.records, study.total, s.objective) as board:
@@ -142,6 +144,10 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
             board.refresh()
             if claimed:
                 trials.run(claimed, stops, at_rung, at_end)
+                # so that a report can be made half-way, and of a search that was killed
+                values = study.values()
+                best = best_number(values, maximize=study.maximize) if values else None
+                write_trials(run_dir, study.records(), best)
             else:
                 time.sleep(POLL)
 
@@ -180,6 +186,7 @@ def finish(
     write_plots(run_dir / "plots", space, records, best, s.objective, found)
     return SearchResult(
         run_dir=run_dir,
+        space=space,
         objective=s.objective,
         records=records,
         best=best,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +21,8 @@ STATES = ("ok", "pruned", "diverged", "failed")
 REASONS = 5  # trials named with what went wrong; study.json has them all
 
 
-def print_summary(result: SearchResult) -> None:
-    """Best, worst and default trial in a table, and the sentences below it."""
+def print_summary(result: SearchResult, report: Path | None) -> None:
+    """Best, worst and default trial in a table, the sentences below it, and where the page is."""
     toy = ", toy figures" if result.retrained.toy else ""
     table = Table(title=f"search {result.run_dir}{toy}", title_justify="left")
     for column in ("", "trial", "parameters", result.objective):
@@ -32,6 +33,9 @@ def print_summary(result: SearchResult) -> None:
     out.print(table)
     for sentence in sentences(result):
         out.print(sentence, highlight=False, soft_wrap=True)
+    if report:
+        out.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
+    out.print(f"next: python train.py overrides_from={result.run_dir}/best.yaml", highlight=False, soft_wrap=True)
 
 
 def landmarks(records: Sequence[Record], best: int, objective: str) -> Iterator[tuple[str, int, float]]:
@@ -58,7 +62,6 @@ def sentences(result: SearchResult) -> Iterator[str]:
     yield retrained_in_words(result.retrained, result.objective)
     yield f"time: {result.seconds:.1f} s"
     yield f"files: {result.run_dir}/study.json, trials.csv, plots/; the model: {result.retrained.run_dir}/bundle"
-    yield f"next: python train.py overrides_from={result.run_dir}/best.yaml"
 
 
 def trials_in_words(records: Sequence[Record]) -> str:

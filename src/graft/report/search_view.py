@@ -1,0 +1,69 @@
+"""What the page shows of a search: plain values for the template, and its figures drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graft.report import search_charts
+from graft.report.sections import Figure, drawn
+from graft.report.trials import SearchFiles, Trial
+
+MOST_ROWS = 300  # of the trial table; study.json has them all
+
+
+@dataclass(frozen=True)
+class SearchView:
+    """Everything that the template shows of a search; figures are None where there is nothing to draw."""
+
+    files: SearchFiles
+    rows: list[Trial]
+    left_out: int
+    parallel: Figure | None
+    importance: Figure | None
+    curves: Figure | None
+
+
+def view_search(files: SearchFiles) -> SearchView:
+    """The sections of a search, its figures drawn."""
+    rows = ordered(files)
+    return SearchView(
+        files=files,
+        rows=rows[:MOST_ROWS],
+        left_out=max(0, len(rows) - MOST_ROWS),
+        parallel=parallel_figure(files),
+        importance=importance_figure(files),
+        curves=curves_figure(files),
+    )
+
+
+def ordered(files: SearchFiles) -> list[Trial]:
+    """The best trial first, those without a value last."""
+    sign = -1.0 if files.maximize else 1.0
+    ok = sorted(files.ok, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+    return [*ok, *(trial for trial in files.trials if trial not in ok)]
+
+
+def parallel_figure(files: SearchFiles) -> Figure | None:
+    """Parameters and objective of the trials."""
+    best_first = [trial for trial in ordered(files) if trial in files.ok]
+    if not best_first:
+        return None
+    shown = best_first[: search_charts.MOST_LINES]
+    spec = search_charts.parallel_chart(
+        shown, files.keys, files.best, files.objective or "objective", files.logarithmic
+    )
+    return drawn(spec, f"Parallel coordinates: {len(shown)} trials over {', '.join(files.keys)}; best: {files.best}.")
+
+
+def importance_figure(files: SearchFiles) -> Figure | None:
+    """Which keys mattered."""
+    if not files.importances:
+        return None
+    shares = ", ".join(f"{row['key']} {row['share']:.2f}" for row in files.importances)
+    return drawn(search_charts.importance_chart(files.importances), f"Importance of the keys: {shares}.")
+
+
+def curves_figure(files: SearchFiles) -> Figure | None:
+    """valid/loss of the trials by step."""
+    spec = search_charts.curves_chart(files.trials, files.best)
+    return None if spec is None else drawn(spec, f"Learning curves of {len(files.trials)} trials.")

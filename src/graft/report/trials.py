@@ -1,0 +1,127 @@
+"""The files of a search, read for the report: study.json as trials end, search.json at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.report.files import Reader
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a search.
+
+    Attributes:
+        number: from 0, the configuration as it was composed.
+        params: key -> value.
+        state: ok, pruned, diverged or failed.
+        value: of the objective; None where there is none.
+        reason: why it is not ok.
+        seconds: it took.
+        curve: (optimiser step, valid/loss), ascending; empty while the search goes on.
+    """
+
+    number: int
+    params: dict[str, Value]
+    state: str
+    value: float | None
+    reason: str
+    seconds: float
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """What a search left.
+
+    Attributes:
+        path: of its directory.
+        trials: in their order; those that ended.
+        best: number of the best; None where none ended well yet.
+        objective: what the best is best in; empty while the search goes on.
+        maximize: whether more of it is better.
+        logarithmic: keys searched in the logarithm.
+        importances: key, share, low and high, the greatest first; empty where there are too few trials to say.
+        epochs: step, last, wasted, noise and from_seeds of the epoch advisor; empty where there is no curve.
+        sentences: what the search says at its end.
+        finished: whether it came to its end.
+        damaged: a sentence for each file that could not be read.
+    """
+
+    path: Path
+    trials: tuple[Trial, ...]
+    best: int | None
+    objective: str
+    maximize: bool
+    logarithmic: frozenset[str]
+    importances: tuple[dict[str, Any], ...]
+    epochs: dict[str, Any]
+    sentences: tuple[str, ...]
+    finished: bool
+    damaged: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """What was searched, in the order of the trials' parameters."""
+        return list(dict.fromkeys(key for trial in self.trials for key in trial.params))
+
+    @property
+    def ok(self) -> list[Trial]:
+        """The trials that ended well."""
+        return [trial for trial in self.trials if trial.state == "ok" and trial.value is not None]
+
+
+def is_search(path: Path) -> bool:
+    """Whether a directory is that of a search, begun or finished."""
+    return any((path / name).exists() for name in ("study.json", "study.journal", "search.json"))
+
+
+def read_search(path: Path) -> SearchFiles:
+    """All that the report shows of a search, whatever its state."""
+    reader = Reader(path)
+    study = reader.json("study.json")
+    told = reader.json("search.json")
+    curves = told.get("curves", {})
+    return SearchFiles(
+        path=path,
+        trials=tuple(_trial(row, curves.get(str(row["number"]), ())) for row in study.get("trials", ())),
+        best=study.get("best"),
+        objective=told.get("objective", ""),
+        maximize=told.get("maximize", False),
+        logarithmic=frozenset(told.get("logarithmic", ())),
+        importances=tuple(told.get("importances", ())),
+        epochs=told.get("epochs") or {},
+        sentences=tuple(told.get("sentences", ())),
+        finished=bool(told),
+        damaged=tuple(reader.damaged),
+    )
+
+
+def in_words(value: Value) -> str:
+    """A parameter with the digits that matter."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def heights(values: Sequence[Value], *, logarithmic: bool) -> list[float]:
+    """Where each value stands between the lowest, 0, and the highest, 1; words in the order of the alphabet."""
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        words = sorted({str(value) for value in values})
+        return [words.index(str(value)) / max(1, len(words) - 1) for value in values]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    positive = [number for number in numbers if number > 0]
+    if logarithmic and positive:
+        # a default of 0 stands below every value of a logarithmic range
+        numbers = [math.log(max(number, min(positive) / 10)) for number in numbers]
+    low, high = min(numbers), max(numbers)
+    return [(number - low) / ((high - low) or 1.0) for number in numbers]
+
+
+def _trial(row: dict[str, Any], curve: Sequence[tuple[int, float | None]]) -> Trial:
+    points = tuple((int(step), float(loss)) for step, loss in curve if loss is not None)
+    return Trial(**{**row, "curve": points})
