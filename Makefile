@@ -3,6 +3,7 @@
 #   make test    the tests (slow ones: make test ARGS="-m slow")
 #   make check   lint, formatting, types
 #   make bench   images/s of the feature cache beside a plain loop
+#   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
 
@@ -20,7 +21,7 @@ DEMO_DIR := runs/demo
 STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench
+.PHONY: help environment demo test check bench picture
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -41,6 +42,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.features $(ARGS)
+
+picture: demo
+	$(PY) -m benchmarks.picture --run-dir $(DEMO_DIR)
 
 # The stamp is written last: an install that failed or was interrupted is done again from the start.
 # `set` says again what .SHELLFLAGS says, which make 3.81, macOS's, does not read.

@@ -29,7 +29,7 @@ def test_photos_that_differ_much_but_all_gain_alike_make_a_small_gain_sure() -> 
 
 
 def test_the_interval_is_students() -> None:
-    # Differences -1 and 3 in equal parts: mean 1, standard deviation 2 * sqrt(20 / 19), half width 2.093 * that / sqrt(20).
+    # Differences 2 above and 2 below their mean, ten of each: the standard deviation is 2 * sqrt(20 / 19).
     half = 2.093 * 2 * (20 / 19) ** 0.5 / 20**0.5
     assert half == pytest.approx(0.960, abs=1e-3)
     spread = np.tile([-2.0, 2.0], 10)
