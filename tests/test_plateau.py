@@ -13,7 +13,7 @@ N = 100
 def photos(mean: float, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Losses whose differences from another seed's have a standard deviation of about 0.14."""
     noise = np.random.default_rng(seed).normal(0, 0.1, N)
-    return mean + noise - noise.mean()
+    return np.asarray(mean + noise - noise.mean(), np.float64)
 
 
 def test_a_gain_that_single_photos_make_sure_counts_and_one_within_noise_does_not() -> None:
