@@ -4,6 +4,7 @@
 #   make check   lint, formatting, types
 #   make bench   images/s of the feature cache beside a plain loop
 #   make test-smdebug   tests with SageMaker's smdebug, in .venv-smdebug; as root it installs a C compiler if there is none
+#   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
 
@@ -24,7 +25,7 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } 
 STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml constraints-smdebug.txt; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench test-smdebug
+.PHONY: help environment demo test check bench picture test-smdebug
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -45,6 +46,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.features $(ARGS)
+
+picture: demo
+	$(PY) -m benchmarks.picture --run-dir $(DEMO_DIR)
 
 # The stamp is written last: an install that failed or was interrupted is done again from the start.
 # `set` says again what .SHELLFLAGS says, which make 3.81, macOS's, does not read.

@@ -60,7 +60,8 @@ def write_run(path: Path, **changed: Any) -> Path:
         if content is not None:
             (path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     (path / "config.yaml").write_text(
-        f"data:\n  kind: folder\n  root: {json.dumps(str(photos))}\nmodel:\n  fit: crop\n  weights: {json.dumps(HOSTILE)}\n"
+        f"data:\n  kind: folder\n  root: {json.dumps(str(photos))}\n"
+        f"model:\n  fit: crop\n  weights: {json.dumps(HOSTILE)}\n"
     )
     write_photos(photos)
     if "predictions.csv" not in changed:

@@ -13,7 +13,7 @@ N = 100
 def photos(mean: float, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Losses whose differences from another seed's have a standard deviation of about 0.14."""
     noise = np.random.default_rng(seed).normal(0, 0.1, N)
-    return mean + noise - noise.mean()
+    return np.asarray(mean + noise - noise.mean(), np.float64)
 
 
 def test_a_gain_that_single_photos_make_sure_counts_and_one_within_noise_does_not() -> None:
@@ -29,7 +29,7 @@ def test_photos_that_differ_much_but_all_gain_alike_make_a_small_gain_sure() -> 
 
 
 def test_the_interval_is_students() -> None:
-    # Differences -1 and 3 in equal parts: mean 1, standard deviation 2 * sqrt(20 / 19), half width 2.093 * that / sqrt(20).
+    # Differences 2 above and 2 below their mean, ten of each: the standard deviation is 2 * sqrt(20 / 19).
     half = 2.093 * 2 * (20 / 19) ** 0.5 / 20**0.5
     assert half == pytest.approx(0.960, abs=1e-3)
     spread = np.tile([-2.0, 2.0], 10)

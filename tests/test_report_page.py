@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 from graft.report import page as page_module
 from graft.report.page import write_report
@@ -53,7 +54,7 @@ def opened(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Any]:
         found = Opened(context.new_page())
         found.page.on("console", lambda message: found.complaints.append(f"console: {message.text}"))
         found.page.on("pageerror", lambda error: found.complaints.append(f"error: {error}"))
-        found.page.on("dialog", lambda dialog: (found.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        found.page.on("dialog", lambda dialog: _refuse(found, dialog))
         found.page.on("request", lambda asked: _note_request(found, asked.url, path))
         found.page.goto(path.as_uri())
         return found
@@ -61,6 +62,11 @@ def opened(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Any]:
     yield open_file
     for context in contexts:
         context.close()
+
+
+def _refuse(found: Opened, dialog: Dialog) -> None:
+    found.complaints.append(f"dialog: {dialog.message}")
+    dialog.dismiss()
 
 
 def _note_request(found: Opened, url: str, path: Path) -> None:
@@ -182,7 +188,7 @@ def test_the_page_can_be_read_without_seeing_it(request: pytest.FixtureRequest, 
     ]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False)), levels
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), levels
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
     assert page.evaluate(
         "[...document.querySelectorAll('[role=img], [role=region]')].every(e => e.getAttribute('aria-label'))"

@@ -22,7 +22,10 @@ SOUND = Facts(
     class_accuracy=CLASSES,
     findings=(),
 )
-FIGURE = "the model is right for 80.0 % of 700 photos it never saw (95 % interval 77.0 to 83.0 %), where guessing gives 5.0 %"
+FIGURE = (
+    "the model is right for 80.0 % of 700 photos it never saw (95 % interval 77.0 to 83.0 %), "
+    "where guessing gives 5.0 %"
+)
 
 
 def changed(**figures: float) -> dict[str, float]:
@@ -39,7 +42,10 @@ def test_a_sound_run_is_ready_also_at_every_threshold() -> None:
 
 
 DOUBTS = [
-    ({"metrics": changed(test__openings=6)}, "test was opened 6 times with these photos, so its figure is flattered by choice"),
+    (
+        {"metrics": changed(test__openings=6)},
+        "test was opened 6 times with these photos, so its figure is flattered by choice",
+    ),
     ({"leaked": 8}, "8 photos of test (1.1 %) are in another split too, which flatters the figure"),
     (
         {"metrics": changed(test__accuracy_low=0.7, test__accuracy_high=0.801, test__images=60)},
@@ -69,7 +75,7 @@ def test_a_doubt_makes_a_reservation(change: dict[str, Any], reason: str) -> Non
 VALID = metrics("valid")
 OBSTACLES = [
     ({"state": "unfinished"}, "the run is unfinished, so what stands here is not final"),
-    ({"state": "failed", "reason": "RunError: it diverged"}, "the run is failed (RunError: it diverged), so what stands"),
+    ({"state": "failed", "reason": "it diverged"}, "the run is failed (it diverged), so what stands"),
     ({"state": ""}, "the run is not one of graft, so"),
     ({"toy": True}, "the photos were drawn by a program, so the figures say nothing of real ones"),
     ({"metrics": VALID}, "test was not opened, so there is no figure on unseen photos"),

@@ -26,7 +26,7 @@ MOST_SAMPLES = 300  # of utilisation by time
 def loss_chart(losses: Mapping[str, Losses], settled: Settled | None) -> Spec:
     """Cross-entropy of both modes, each on its own axis of steps, as the original's notebook showed it."""
     layers = [_mode_layer(mode, losses[mode]) for mode in MODES if mode in losses]
-    if settled is not None and "TRAIN" in losses:
+    if settled is not None and settled.step < settled.last and "TRAIN" in losses:
         layers.append(_settled_layer(settled, _last_step(losses["TRAIN"])))
     shared = all(not part.recorded for part in losses.values())
     return {

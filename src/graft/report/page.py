@@ -97,6 +97,7 @@ def _fill(path: Path, view: RunView, search: SearchView | None) -> str:
         class_name=class_name,
         file_name=file_name,
         inside=inside,
+        tied=tied,
         value=in_words,
         number=number,
     )
@@ -127,6 +128,11 @@ def seconds(value: float | None) -> str:
 def number(value: Any) -> str:
     """A threshold or a figure without digits that say nothing."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def tied(text: str) -> str:
+    """A sentence in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def inside(path: str, root: str | None) -> str:
