@@ -12,7 +12,8 @@ from graft.diagnosis import Finding
 from graft.profiler.causes import EXPLAINS, RULES, causes_first, judge
 from graft.profiler.input_rules import saved_by_workers
 from graft.profiler.prediction import cached_epoch_seconds, epoch_seconds, epochs_seen
-from graft.profiler.records import PHASES, Facts, Records
+from graft.profiler.records import PHASES, Facts, Records, read_records
+from tests import idle_gpu
 from tests.composing import ROOT
 
 FACTS = Facts(photos={"train": 80, "valid": 40}, batch_size=10, steps_per_epoch=8, cores=4)
@@ -230,6 +231,13 @@ def test_an_idle_gpu_is_the_cause_and_low_utilisation_its_symptom() -> None:
     assert [symptom.rule for symptom in first.symptoms] == ["low_gpu_utilization", "batch_size"]
 
 
+def test_the_recorded_stand_in_of_the_originals_job_names_the_true_cause() -> None:
+    (first,) = judge(read_records(idle_gpu.FOLDER)).findings
+    assert (first.rule, first.change) == ("gpu_never_used", "trainer=gpu")
+    assert [symptom.rule for symptom in first.symptoms] == ["low_gpu_utilization", "batch_size"]
+    assert "larger batches" in first.why
+
+
 def test_findings_come_in_the_order_of_their_seconds_and_symptoms_below_their_causes() -> None:
     found = [
         Finding("low_gpu_utilization", "", "", "", cost_s=90.0),
@@ -260,7 +268,7 @@ def test_the_page_explains_each_rule_with_its_thresholds_source_and_key(rule: st
     page = (ROOT / "docs" / "profiler.md").read_text()
     section = re.search(rf"^### {rule}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert section is not None
-    text = section[1]
+    text = " ".join(section[1].split())
     for name, value in RULES[rule].parameters.items():
         assert f"`{name}` {value:g}" in text
     assert RULES[rule].source.partition(":")[0] in text
