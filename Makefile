@@ -3,6 +3,7 @@
 #   make test    the tests (slow ones: make test ARGS="-m slow")
 #   make check   lint, formatting, types
 #   make bench   images/s of the feature cache beside a plain loop
+#   make test-smdebug   tests with SageMaker's smdebug, in .venv-smdebug; as root it installs a C compiler if there is none
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
 
@@ -12,6 +13,7 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
+VENV_SMDEBUG ?= .venv-smdebug
 ARGS ?=
 DEMO_DIR := runs/demo
 
@@ -19,8 +21,10 @@ DEMO_DIR := runs/demo
 # branch and back installs nothing, and a checkout that was moved does not run its old copy's code.
 STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' '-')
 
+STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml constraints-smdebug.txt; } | cksum | tr ' ' '-')
+
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench
+.PHONY: help environment demo test check bench test-smdebug
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -65,3 +69,36 @@ $(STAMP):
 	  | sed -unE 's/^ *(Downloading|Using cached) (.*\/)?([^ ]+) (\([0-9]{2,}\.?[0-9]* MB\)|\([0-9.]+ GB\))$$/  \3 \4/p; s/^Installing collected packages.*/  installing/p'
 	@touch $@
 	@echo "$(VENV) is ready."
+
+test-smdebug: $(STAMP_SMDEBUG)
+	$(VENV_SMDEBUG)/bin/python -m pytest -m smdebug tests/test_smdebug.py $(ARGS)
+
+# smdebug ends at Python 3.12, and pyinstrument, which it pins, is compiled on the spot.
+$(STAMP_SMDEBUG):
+	@set -euo pipefail; \
+	is_supported() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }; \
+	python=; \
+	for candidate in $(or $(PYTHON),python3.11 python3 python3.12); do \
+	  if is_supported "$$candidate"; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "smdebug needs Python 3.11 or 3.12; tried: $(or $(PYTHON),python3.11 python3 python3.12)." >&2; \
+	  exit 1; \
+	fi; \
+	if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing a C compiler."; \
+	    apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null; \
+	  else \
+	    echo "smdebug needs a C compiler; on Debian: apt-get install gcc libc6-dev python3-dev" >&2; \
+	    exit 1; \
+	  fi; \
+	fi; \
+	echo "Setting up $(VENV_SMDEBUG) with $$("$$python" --version), once."; \
+	rm -rf $(VENV_SMDEBUG); \
+	"$$python" -m venv $(VENV_SMDEBUG); \
+	$(VENV_SMDEBUG)/bin/python -m pip install --disable-pip-version-check --no-input --quiet \
+	  -c constraints-smdebug.txt -e '.[smdebug]' pytest pytest-timeout
+	@touch $@
+	@echo "$(VENV_SMDEBUG) is ready."

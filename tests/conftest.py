@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `real_data` tests, with the reason in the summary, where the photos are not there."""
-    if REAL_DATA.is_dir():
-        return
-    skip = pytest.mark.skip(reason=f"needs real photos and weights in {REAL_DATA}")
-    for item in items:
-        if item.get_closest_marker("real_data"):
-            item.add_marker(skip)
+    """Skip tests, with the reason in the summary, where what they need is not there."""
+    needs = {
+        "real_data": (REAL_DATA.is_dir(), f"needs real photos and weights in {REAL_DATA}"),
+        "smdebug": (find_spec("smdebug") is not None, "needs smdebug: make test-smdebug"),
+    }
+    for marker, (is_there, reason) in needs.items():
+        for item in items:
+            if not is_there and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -44,7 +44,7 @@ def test_the_make_commands_are_run_by_ci() -> None:
 
 
 def test_linked_files_exist() -> None:
-    for document in ["README.md", "docs/your-data.md", "docs/tune.md", "docs/decisions/README.md"]:
+    for document in ["README.md", "docs/your-data.md", "docs/tune.md", "docs/debugger.md", "docs/decisions/README.md"]:
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
             assert (folder / target).exists(), f"{document} links to {target}"
@@ -108,6 +108,12 @@ def test_readme_command(command: str, reader: Path) -> None:
 @pytest.mark.parametrize("command", commands("docs/tune.md"))
 def test_command_of_the_search(command: str, reader: Path) -> None:
     run(command, reader)
+
+
+@pytest.mark.slow
+def test_commands_of_the_debugger(reader: Path) -> None:
+    for command in commands("docs/debugger.md"):
+        run(command, reader)
 
 
 @pytest.mark.slow

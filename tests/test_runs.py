@@ -86,6 +86,7 @@ def test_the_files_of_a_run(first: Path) -> None:
         "checkpoints",
         "config.yaml",
         "data.json",
+        "debugger",
         "environment.json",
         "evaluation.json",
         "logs",

@@ -78,7 +78,7 @@ def train(
     started = time.perf_counter() if started is None else started
     quiet_lightning()
     device = pick_device(config.trainer.accelerator.value)
-    check_backend(config.debugger.backend.value)
+    check_backend(config.debugger.backend.value if config.debugger.enabled else "")
     with (
         exit_on_sigterm(),
         join_team(device) as team,

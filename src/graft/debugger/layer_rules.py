@@ -7,15 +7,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.debugger.loss_rules import SAGEMAKER
+from graft.debugger.loss_rules import LEARNT, SAGEMAKER
 from graft.debugger.records import TRAIN, Records
 from graft.debugger.rule import Rule, Verdict
 from graft.diagnosis import Finding
 
 VANISHED = 1e-7  # VanishingGradient.threshold
-LEARNT = 0.1  # a loss below this share of ln C: small gradients are as they should be
 EXPLODED = 10.0
-LOOKS = 1
 VARIANCE_RATIO = 10.0  # PoorWeightInitialization.threshold
 INITIAL_LOSS = 2.0
 DEAD_SHARE = 0.9  # DeadRelu.threshold_layer is 0.5, which healthy heads exceed on features that are much alike
@@ -49,10 +47,10 @@ def exploding_gradient(records: Records) -> Verdict:
     """The norm of all gradients together, against what it was on average before."""
     steps, norms = gradient_norms(records)
     finite = norms[np.isfinite(norms)]
-    if len(finite) <= LOOKS or len(finite) < len(norms):
+    if len(finite) < 2 or len(finite) < len(norms):
         return Verdict(0)
-    before = np.cumsum(norms)[LOOKS - 1 : -1] / np.arange(LOOKS, len(norms))
-    high = norms[LOOKS:] > EXPLODED * before
+    before = np.cumsum(norms)[:-1] / np.arange(1, len(norms))
+    high = norms[1:] > EXPLODED * before
     if not high.any():
         return Verdict(len(norms))
     first = int(np.flatnonzero(high)[0])
@@ -62,12 +60,12 @@ def exploding_gradient(records: Records) -> Verdict:
         int(high.sum()),
         Finding(
             rule="exploding_gradient",
-            seen=f"the norm of the gradient was {norms[LOOKS + first]:.4g}, {norms[LOOKS + first] / before[first]:.0f} "
+            seen=f"the norm of the gradient was {norms[1 + first]:.4g}, {norms[1 + first] / before[first]:.0f} "
             f"times its mean before",
             why="one such step undoes many good ones",
             change=f"optim.lr={lr / 10:g}",
             key="optim.lr",
-            since_step=int(steps[LOOKS + first]),
+            since_step=int(steps[1 + first]),
         ),
     )
 
@@ -159,7 +157,7 @@ RULES = (
         "exploding_gradient",
         "the norm of the gradient stays near what it was",
         exploding_gradient,
-        {"times_mean": EXPLODED, "looks": LOOKS},
+        {"times_mean": EXPLODED},
         "Pascanu, Mikolov, Bengio 2013 (https://arxiv.org/abs/1211.5063): half to ten times the average norm is where "
         "to clip",
     ),

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from graft.debugger.records import EVAL, LOSS, TABLES, TRAIN, Facts, RecordWriter
+from graft.debugger.buffers import Buffers, told_by
+from graft.debugger.records import EVAL, TRAIN, Facts, RecordWriter
 from graft.debugger.statistics import LayerStatistics
 
 FLUSH_S = 5.0  # between two flushes; after 500 s a hundredth of the time so far, so that parts stay few
+MOST_STEPS = 10_000  # that wait for a flush: their labels are in memory
 ANSWERS = 2048  # photos of one evaluation whose answers are kept
 ANSWERS_INTERVAL = 10  # training steps from one whose answers are kept to the next
 
@@ -72,8 +73,9 @@ class Probe(pl.Callback):
         self.writes, self.stop, self.beside, self.clock = writes, stop, beside, clock
         self.steps = {TRAIN: 0, EVAL: 0}
         self._looking = False
+        self._rate = float("nan")
         self._answered = 0  # photos of this evaluation
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
         self._writer: RecordWriter | None = None
 
     def state_dict(self) -> dict[str, int]:
@@ -108,7 +110,8 @@ class Probe(pl.Callback):
             self._statistics.watch_answers()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        """Gradients are there, and the weights are still those that made them."""
+        """Gradients are there, and the weights and the learning rate are still those of this step."""
+        self._rate = optimizer.param_groups[0]["lr"]
         if self._looking:
             self._buffers.layers.append((self.steps[TRAIN], self._statistics.rows()))
 
@@ -120,8 +123,7 @@ class Probe(pl.Callback):
             return
         step, labels = self.steps[TRAIN], batch[1]
         if step % self.train_interval == 0:
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._buffers.losses.append((TRAIN, step, step, outputs["loss"], len(labels), rate))
+            self._buffers.losses.append((TRAIN, step, step, outputs["loss"], len(labels), self._rate))
             self._buffers.labels.append(labels)
         if self._looking:
             self._looking = False
@@ -132,7 +134,7 @@ class Probe(pl.Callback):
         if self.beside:
             self.beside.record(TRAIN, step, outputs["loss"])
         self.steps[TRAIN] = step + 1
-        if self.clock() >= self._next_flush():
+        if self.clock() >= self._next_flush() or len(self._buffers.losses) >= MOST_STEPS:
             self.flush()
             if self.stop and trainer.world_size == 1:
                 trainer.should_stop = trainer.should_stop or self.stop(step + 1)
@@ -183,7 +185,7 @@ class Probe(pl.Callback):
         """Write what was recorded since the last flush."""
         if self._writer is None:
             return
-        buffers, self._buffers = self._buffers, _Buffers()
+        buffers, self._buffers = self._buffers, Buffers()
         for table, columns in buffers.tables(self.steps[TRAIN] - 1, self.facts.num_classes):
             self._writer.write(table, columns)
         self._flushed = self.clock()
@@ -196,7 +198,7 @@ class Probe(pl.Callback):
             if self._answered >= ANSWERS:
                 return
             self._answered += len(labels)
-        self._buffers.answers.append((mode, step, taken, *_answers(logits.float(), labels)))
+        self._buffers.answers.append((mode, step, taken, *told_by(logits.float(), labels)))
 
     def _end(self) -> None:
         if self._writer is None:
@@ -212,78 +214,3 @@ class Probe(pl.Callback):
 def is_looked_at(step: int, interval: int) -> bool:
     """Whether layers are looked at in a step: every `interval`, and at 1, 2, 4, .. of the first, where most moves."""
     return step % interval == 0 or (step < interval and step & (step - 1) == 0)
-
-
-class _Buffers:
-    """What was recorded since the last flush, as tensors where the training left them."""
-
-    def __init__(self) -> None:
-        self.losses: list[tuple[str, int, int, torch.Tensor, int, float]] = []
-        self.labels: list[torch.Tensor] = []
-        self.layers: list[tuple[int, dict[str, dict[str, torch.Tensor]]]] = []
-        self.relus: list[tuple[int, str, torch.Tensor, int]] = []
-        self.answers: list[tuple[str, int, int, torch.Tensor, torch.Tensor]] = []
-
-    def tables(self, last_step: int, num_classes: int) -> list[tuple[str, dict[str, Any]]]:
-        """Table -> columns; waits for the device once for each kind of tensor."""
-        return [
-            ("losses", self._losses()),
-            ("labels", self._label_counts(last_step, num_classes)),
-            ("layers", self._layers()),
-            ("relus", self._relus()),
-            ("answers", self._answers()),
-        ]
-
-    def _losses(self) -> dict[str, Any]:
-        mode, step, global_step, _, photos, rate = zip(*self.losses, strict=True) if self.losses else [()] * 6
-        return {
-            "mode": mode, "name": [LOSS] * len(mode), "step": step, "global_step": global_step,
-            "value": _scalars([row[3] for row in self.losses]), "photos": photos, "learning_rate": rate,
-        }  # fmt: skip
-
-    def _label_counts(self, last_step: int, num_classes: int) -> dict[str, Any]:
-        if not self.labels:
-            return dict.fromkeys(TABLES["labels"], ())
-        counts = torch.bincount(torch.cat(self.labels), minlength=num_classes).cpu().numpy()
-        present = np.flatnonzero(counts)
-        return {"step": np.full(len(present), last_step), "label": present, "count": counts[present]}
-
-    def _layers(self) -> dict[str, Any]:
-        rows = [(step, name, row) for step, layers in self.layers for name, row in layers.items()]
-        columns = [name for name in TABLES["layers"] if name not in ("step", "layer")]
-        absent = torch.tensor(float("nan"))
-        values = {name: _scalars([row.get(name, absent) for _, _, row in rows]) for name in columns}
-        return {"step": [step for step, _, _ in rows], "layer": [name for _, name, _ in rows], **values}
-
-    def _relus(self) -> dict[str, Any]:
-        step, layer, dead, photos = zip(*self.relus, strict=True) if self.relus else [()] * 4
-        return {"step": step, "layer": layer, "dead": _scalars(list(dead)), "photos": photos}
-
-    def _answers(self) -> dict[str, Any]:
-        if not self.answers:
-            return dict.fromkeys(TABLES["answers"], ())
-        sizes = [len(row[3]) for row in self.answers]
-        whole = torch.cat([row[3] for row in self.answers]).cpu().numpy()
-        shares = torch.cat([row[4] for row in self.answers]).cpu().numpy()
-        mode, step, global_step = (np.repeat([row[column] for row in self.answers], sizes) for column in range(3))
-        return {
-            "mode": mode, "step": step, "global_step": global_step, "label": whole[:, 0], "guess": whole[:, 1],
-            "p_label": shares[:, 0], "p_guess": shares[:, 1],
-        }  # fmt: skip
-
-
-def _answers(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(label, guess) int64 [B, 2] and their probabilities, float32 [B, 2], on the device of the logits [B, C]."""
-    labels = labels.to(logits.device)
-    top, guess = logits.max(dim=1)
-    given = logits.gather(1, labels[:, None])[:, 0]
-    scale = logits.logsumexp(dim=1)
-    return torch.stack([labels, guess], 1), torch.stack([given - scale, top - scale], 1).exp()
-
-
-def _scalars(tensors: list[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """float64 [N] of N scalars."""
-    if not tensors:
-        return np.empty(0)
-    device = tensors[0].device
-    return torch.stack([tensor.to(device) for tensor in tensors]).double().cpu().numpy()
