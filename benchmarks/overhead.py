@@ -1,6 +1,6 @@
 """What recording costs: time of a training step with the debugger and the profiler, beside that without them.
 
-    python -m benchmarks.overhead [--path features images] [--rounds 5] [--epochs 8] [--on debugger=default]
+    python -m benchmarks.overhead [--path features images] [--rounds 5] [--epochs 8] [--on debugger=default profiler=off]
 
 Photos are drawn once. A round is one fit with and one without, in turn, the order changing from round to round, all in
 this process; a step's time is from the start of one training batch to that of the next, evaluations left out, so that
@@ -25,7 +25,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from graft.config import Config
 
-OFF = ("debugger=off",)
+ON = ("debugger=default", "profiler=default")
+OFF = ("debugger=off", "profiler=off")
 PATHS = {
     # Small photos, for only their features are read: 1,280 of each, batches of 128.
     "features": ("model=mobilenet_v2", "model.weights=none", "model.image_size=32", "data.demo_per_class=250"),
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--path", nargs="+", choices=list(PATHS), default=list(PATHS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--on", nargs="+", default=["debugger=default"], help="overrides of the fits that record")
+    parser.add_argument("--on", nargs="+", default=ON, help="overrides of the fits that record")
     arguments = parser.parse_args()
     table = Table(title="recording against not recording", title_justify="left")
     for column in ("path", "step off", "step on", "more", "mean step off", "mean step on", "more", "fit off", "fit on"):

@@ -16,9 +16,10 @@ RECOMPUTED_SHARE = 0.1
 
 def priced(seconds: float, facts: Facts) -> str:
     """Seconds in words, with what they cost where the price of the machine is known."""
+    said = f"{seconds:.3g} s" if seconds < 100 else f"{seconds:,.0f} s"
     if facts.usd_per_hour is None:
-        return f"{seconds:.3g} s"
-    return f"{seconds:.3g} s ({seconds / 3600 * facts.usd_per_hour:.2g} USD)"
+        return said
+    return f"{said} ({seconds / 3600 * facts.usd_per_hour:.2g} USD)"
 
 
 def recomputed_frozen_features(records: Records) -> Verdict:

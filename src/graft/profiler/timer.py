@@ -31,7 +31,7 @@ _PHASES = {
 # What the model does inside of the strategy's action of that name, or in no time.
 _INNER = ("[LightningModule]", (".training_step", ".validation_step", ".backward", ".on_before_optimizer_step"))
 # The first and the last that Lightning does in a validation.
-_EVALUATION_BEGINS, _EVALUATION_ENDS = ".on_validation_model_eval", ".on_validation_model_train"
+_EVALUATION_BEGINS, _EVALUATION_ENDS = ".on_validation_model_eval", ".on_validation_end"
 
 
 class Timer(Profiler):
@@ -78,7 +78,7 @@ def turns_of(action: str) -> tuple[str | None, bool]:
     """The phase that begins as an action of Lightning begins, or None, and whether one ends as it ends."""
     if action.startswith("[LightningModule]") and action.endswith(_EVALUATION_BEGINS):
         return "evaluation", False
-    if action.startswith("[LightningModule]") and action.endswith(_EVALUATION_ENDS):
+    if action.startswith("[Strategy]") and action.endswith(_EVALUATION_ENDS):
         return None, True
     prefix, inner = _INNER
     if action.startswith(prefix) and action.endswith(inner):
