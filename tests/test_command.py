@@ -30,7 +30,7 @@ def refusal(*argv: str) -> str:
 @pytest.mark.parametrize(
     ("override", "key", "nearest"),
     [
-        ("optim.lrr=1", "optim.lrr", "optim.lr, optim.algorithm, optim.schedule"),
+        ("optim.lrr=1", "optim.lrr", "optim.lr, optim.clip_norm, optim.algorithm"),
         ("+data.batchsize=3", "data.batchsize", "data.batch_size, data.archive, features.batch_size"),
         ("++data.batchsize=3", "data.batchsize", "data.batch_size, data.archive, features.batch_size"),
         ("batch_size=3", "batch_size", "data.batch_size, features.batch_size"),
@@ -310,9 +310,9 @@ def test_the_last_file_counts_and_null_is_none(best: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- optim.lrr=1\n", "optim.lrr is not a key of the configuration; the nearest: optim.lr, optim.algorithm, "),
+        ("- optim.lrr=1\n", "optim.lrr is not a key of the configuration; the nearest: optim.lr, optim.clip_norm, "),
         ("- optim.lr=fast\n", "optim.lr=fast: accepted is a number above 0"),
-        ("optim: {lrr: 1}\n", "optim.lrr is not a key of the configuration; the nearest: optim.lr, optim.algorithm, "),
+        ("optim: {lrr: 1}\n", "optim.lrr is not a key of the configuration; the nearest: optim.lr, optim.clip_norm, "),
         ("optim: {lr: fast}\n", "optim.lr=fast: accepted is a number above 0"),
         ("- optim.lr\n", "optim.lr is no override; accepted is KEY=VALUE"),
         ("- optim.lr: 1\n", "{'optim.lr': 1} is no override; accepted is KEY=VALUE"),

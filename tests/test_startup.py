@@ -91,7 +91,7 @@ def test_help_shows_what_the_command_line_composes(train: Train) -> None:
         (
             ["optim.lrr=1"],
             "error: optim.lrr is not a key of the configuration; "
-            "the nearest: optim.lr, optim.algorithm, optim.schedule",
+            "the nearest: optim.lr, optim.clip_norm, optim.algorithm",
         ),
         (
             ["+data.batchsize=3"],
