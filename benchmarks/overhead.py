@@ -1,6 +1,6 @@
 """What recording costs: time of a training step with the debugger and the profiler, beside that without them.
 
-    python -m benchmarks.overhead [--path features images] [--rounds 5] [--epochs 8] [--on debugger=default profiler=off]
+    python -m benchmarks.overhead [--path features images] [--rounds 5] [--epochs 8] [--on debugger=default]
 
 Photos are drawn once. A round is one fit with and one without, in turn, the order changing from round to round, all in
 this process; a step's time is from the start of one training batch to that of the next, evaluations left out, so that

@@ -93,6 +93,7 @@ def test_the_files_of_a_run(first: Path) -> None:
         "metrics.json",
         "overrides.json",
         "predictions.csv",
+        "profiler",
         "run.json",
     }
     assert read_json(first / "run.json")["state"] == "finished"

@@ -120,12 +120,12 @@ def compared(finding: Finding, before: Records, after: Records) -> list[str]:
     lines = [f"an epoch took {was:.3g} s; with the change {measured:.3g} s, {was / measured:.3g} times less"]
     if finding.rule == "recomputed_frozen_features":
         predicted = cached_epoch_seconds(before)
-        lines.append(f"predicted {predicted:.3g} s: measured is {measured / predicted - 1:+.0%} of it")
     elif finding.saved_s is not None:
         predicted = was - finding.saved_s / epochs_seen(before)
-        lines.append(f"predicted {predicted:.3g} s: measured is {measured / predicted - 1:+.0%} of it")
     else:
-        lines.append("the run's own numbers predict nothing here")
+        return [*lines, "the run's own numbers predict nothing here"]
+    lines.append(f"predicted was {predicted:.3g} s: measured differs by {measured / predicted - 1:+.0%}")
+    lines.append(f"saved in an epoch: {was - measured:.3g} s, predicted {was - predicted:.3g} s")
     return lines
 
 

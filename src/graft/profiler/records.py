@@ -92,7 +92,8 @@ class Records:
         """float64 [S]: of each step, without evaluations and checkpoints."""
         if not self.steps:
             return np.empty(0)
-        return np.sum([self.steps[name] for name in (*STEP_PHASES, "other")], axis=0)
+        seconds: Column = np.sum([self.steps[name] for name in (*STEP_PHASES, "other")], axis=0)
+        return seconds
 
     @property
     def training(self) -> Mapping[str, Column]:
