@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def recorded(
     **seconds: float,
 ) -> Records:
     """A run of `count` steps that start with the clock, and a sample of the machine every half second."""
-    steps = steps_of(count, **{"forward": 0.3, "backward": 0.1, "optimiser": 0.1} | seconds)
+    given: dict[str, Any] = {"forward": 0.3, "backward": 0.1, "optimiser": 0.1, **seconds}
+    steps = steps_of(count, **given)
     times = np.arange(0.5, steps["seconds"][-1], 0.5)
     quiet = {"cpu_percent": 50.0, "cpu0_percent": 50.0, "iowait_percent": 0.0, "net_mb_s": 0.0} | (samples or {})
     columns = {name: np.broadcast_to(np.asarray(value, float), times.shape) for name, value in quiet.items()}
@@ -193,7 +195,7 @@ def test_workers_save_what_they_decode_beside_the_training() -> None:
 
 def test_what_recomputed_features_cost_is_told_by_the_runs_own_seconds() -> None:
     # 5 epochs of 8 steps: 0.2 wait + 0.3 forward + 0.1 backward + 0.1 optimiser; validation 1 + 0.4 s, checkpoint 0.5.
-    times = {"data_wait": 0.2, "evaluation": 1.0, "evaluation_forward": 0.4, "checkpoint": 0.5}
+    times: dict[str, Any] = {"data_wait": 0.2, "evaluation": 1.0, "evaluation_forward": 0.4, "checkpoint": 0.5}
     records = recorded(replace(IMAGES, usd_per_hour=3.6), look=2.0, **times)
     assert epochs_seen(records) == 5
     assert epoch_seconds(records) == pytest.approx(8 * 0.7 + 1.9)

@@ -78,7 +78,7 @@ def _apply(run_dir: Path, steps: int) -> int:
 
 def overrides_of(finding: Finding) -> dict[str, object]:
     """Key -> value of what a finding says to change; empty where it says it in a sentence."""
-    options = {
+    options: dict[str, dict[str, object]] = {
         "features=cached": {"features.enabled": True},
         "trainer=gpu": {"trainer.accelerator": "gpu"},
     }
@@ -130,7 +130,7 @@ def compared(finding: Finding, before: Records, after: Records) -> list[str]:
 
 
 def _config_of(run_dir: Path) -> Config:
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from graft.config import parse
 
@@ -139,6 +139,8 @@ def _config_of(run_dir: Path) -> Config:
         tree = OmegaConf.create(path.read_text())
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); accepted is the directory of a run") from error
+    if not isinstance(tree, DictConfig):
+        raise RunError(f"{path} is a list; accepted is the directory of a run, whose config.yaml holds keys")
     return parse(tree)
 
 
