@@ -186,12 +186,13 @@ class Doubts:
 
     Attributes:
         probability: a calibrated probability of the likeliest class below this is unsure.
-        distance: a photo further from the training photos (graft.novelty) than this is none of the classes.
+        distance: a photo further from the training photos (graft.novelty) than this is none of the classes; None
+            where the run kept no features, and nothing tells.
         rates: name -> share in 0..1, as docs/serving.md explains them.
     """
 
     probability: float
-    distance: float
+    distance: float | None
     rates: dict[str, float]
 
 
