@@ -35,7 +35,7 @@ class Answer:
         probabilities: float32 [C], calibrated.
         unsure: the likeliest class is not likely enough.
         not_one_of_these: the photo is too far from the training photos.
-        distance: from them; above 1 is too far. NaN where the bundle does not know.
+        distance: from them; above 1 is too far. NaN where the bundle does not know it.
     """
 
     labels: tuple[str, ...]

@@ -25,7 +25,7 @@ class Engine(Protocol):
 
     precision: str
 
-    def logits_and_features(self, images: Pixels) -> tuple[Vectors, Vectors]:
+    def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
         """Run one batch.
 
         Args:
@@ -100,7 +100,7 @@ class OpenVinoEngine:
             raise RunError(f"{network} cannot be read ({reason}); pack the run again") from error
         self._local = threading.local()
 
-    def logits_and_features(self, images: Pixels) -> tuple[Vectors, Vectors]:
+    def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
         """See `Engine`."""
         request: ov.InferRequest | None = getattr(self._local, "request", None)
         if request is None:
@@ -123,6 +123,6 @@ class TorchEngine:
         self.precision = "fp32"
         self._predictor = Predictor(bundle)
 
-    def logits_and_features(self, images: Pixels) -> tuple[Vectors, Vectors]:
+    def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
         """See `Engine`."""
         return self._predictor.logits_and_features(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class ServedModel:
         ready = load_engine(
             path, engine or "auto", exported=exported, precision=precision, threads=threads, streams=streams
         )
-        return cls(path, manifest, ready, read_novelty(path) if manifest.doubts else None)
+        return cls(path, manifest, ready, read_novelty(path) if manifest.doubts and manifest.doubts.distance else None)
 
     @property
     def spec(self) -> InputSpec:
@@ -78,7 +79,7 @@ class ServedModel:
 
     def predict(self, images: Pixels) -> list[Answer]:
         """Answers for squares uint8 [B, S, S, 3]."""
-        logits, features = self.engine.logits_and_features(images)
+        logits, features = self.engine.run(images)
         probabilities = softmax(logits / self.manifest.temperature)
         distances = self._novelty.distances(features) if self._novelty else np.full(len(logits), np.nan)
         rows = zip(logits, probabilities, distances.tolist(), strict=True)
@@ -86,13 +87,14 @@ class ServedModel:
 
     def _answer(self, logits: NDArray[np.float32], probabilities: NDArray[np.float32], distance: float) -> Answer:
         doubts = self.manifest.doubts
+        limit = doubts.distance if doubts and doubts.distance is not None else math.inf
         return Answer(
             self.labels,
             logits,
             probabilities,
             unsure=doubts is not None and float(probabilities.max()) < doubts.probability,
-            not_one_of_these=doubts is not None and distance > doubts.distance,
-            distance=distance / doubts.distance if doubts else distance,
+            not_one_of_these=distance > limit,
+            distance=distance / limit,
         )
 
     def check_parity(self) -> float:
@@ -106,7 +108,7 @@ class ServedModel:
             raise RunError(f"{self.path}/parity holds no samples, so nothing tells whether the model is whole")
         pixels = np.stack([render(sample.data, self.spec).pixels for sample in samples])
         # One by one: that is how requests come, and it does not let memory grow to what sixteen need.
-        logits = np.concatenate([self.engine.logits_and_features(image[None])[0] for image in pixels])
+        logits = np.concatenate([self.engine.run(image[None])[0] for image in pixels])
         return check_parity(self.path, self.engine.precision, logits, [sample.logits for sample in samples])
 
 

@@ -18,7 +18,7 @@ from graft.novelty import Novelty, fit_novelty
 REFUSED = 0.05  # of photos that are one of the classes: the field's convention, FPR at 95 % TPR
 HELD_OUT = 6  # every sixth class is left out to measure how often a photo of none of the classes is refused
 FEWEST_CLASSES = 12  # that this is measured with: two are held out then
-PHOTOS = 10_000  # of train that distances are told from: 80 MB at 2,048 numbers
+REFERENCE_PHOTOS = 10_000  # of train that distances are told from: 80 MB at 2,048 numbers
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -64,9 +64,7 @@ def fit_distance(distances: Floats) -> float:
     return float(np.quantile(distances, 1 - REFUSED))
 
 
-def rates(
-    doubts: Doubts, probability: Floats, right: NDArray[np.bool_], distances: Floats | None
-) -> dict[str, float]:
+def rates(doubts: Doubts, probability: Floats, right: NDArray[np.bool_], distances: Floats | None) -> dict[str, float]:
     """Shares 0..1 of one split.
 
     `unsure_right` of the right answers and `unsure_wrong` of the wrong ones are unsure, `sure_right` of the sure
@@ -109,13 +107,13 @@ def fit_doubts(
     Args:
         probability: [N], of the likeliest class of each valid photo, calibrated.
         right: [N], whether it is the photo's.
-        train: of at most PHOTOS photos; None where features are not kept, and nothing tells distances.
+        train: of at most REFERENCE_PHOTOS photos; None where features are not kept, and nothing tells distances.
         valid: of all its photos, in the order of `probability`; likewise.
     """
     limit = fit_probability(probability, right)
     if train is None or valid is None:
-        doubts = Doubts(limit, None, {})
-        return Doubts(limit, None, _named("valid", rates(doubts, probability, right, None))), None
+        shares = rates(Doubts(limit, None, {}), probability, right, None)
+        return Doubts(limit, None, _named("valid", shares)), None
     novelty = fit_novelty(train.values, train.labels)
     distances = novelty.distances(valid.values)
     doubts = Doubts(limit, fit_distance(distances), {})
