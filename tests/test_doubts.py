@@ -9,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 
 from graft.artifacts import Doubts
-from graft.directions import principal_directions
 from graft.doubts import Features, fit_distance, fit_doubts, fit_probability, held_out_rates, rates
 from graft.errors import RunError
 from graft.novelty import Novelty, fit_novelty, read_novelty, write_novelty
@@ -101,13 +100,3 @@ def test_novelty_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "novelty.safetensors").write_bytes(b"damaged")
     with pytest.raises(RunError, match=r"novelty\.safetensors cannot be read .*; copy the bundle again"):
         read_novelty(tmp_path)
-
-
-def test_principal_directions_are_those_of_all_eigenvectors() -> None:
-    rng = np.random.default_rng(0)
-    vectors = (rng.standard_normal((500, 40)) * np.linspace(10, 1, 40)).astype(np.float32)
-    vectors -= vectors.mean(axis=0)
-    values, expected = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors / 500)
-    variance, found = principal_directions(vectors, 5, np.random.default_rng(1))
-    assert variance == pytest.approx(values[::-1][:5], rel=1e-4)
-    assert np.abs(np.sum(found * expected[:, ::-1][:, :5], axis=0)) == pytest.approx(np.ones(5), abs=1e-3)
