@@ -55,17 +55,18 @@ class Answer:
 
 
 def write_answer(
-    answers: Sequence[Answer], accept: str | None, top_k: int, milliseconds: float, model_id: str, *, many: bool = False
+    answers: Sequence[Answer], accept: str | None, top_k: int, milliseconds: float | None, model_id: str | None
 ) -> tuple[bytes, str]:
     """The body of a response, and its content type.
+
+    One answer is an object; several are a list of such objects below "answers".
 
     Args:
         answers: one per photo of the request.
         accept: the header of the request; None and an empty one accept anything.
         top_k: how many classes JSON and CSV tell.
-        milliseconds: the time that the request took.
-        model_id: of the manifest.
-        many: the request was a list, and so is the answer, also where it has one photo.
+        milliseconds: the time that the request took; None leaves it out.
+        model_id: of the manifest; None leaves it out.
 
     Raises:
         Refusal: 406, nothing that `accept` names can be written.
@@ -76,8 +77,12 @@ def write_answer(
     if form == CSV:
         return _csv(answers, top_k), CSV
     said = [_as_json(answer, top_k) for answer in answers]
-    shared = {"model": model_id, "milliseconds": round(milliseconds, 2)}
-    content = {"answers": said, **shared} if many or len(said) != 1 else {**said[0], **shared}
+    shared = {
+        "model": model_id,
+        "milliseconds": None if milliseconds is None else round(milliseconds, 2),
+    }
+    known = {name: value for name, value in shared.items() if value is not None}
+    content = {**said[0], **known} if len(said) == 1 else {"answers": said, **known}
     return json.dumps(content, ensure_ascii=False).encode(), JSON
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.artifacts import Manifest, read_manifest, read_parity
+from graft.artifacts import Manifest, network_digest, read_manifest, read_parity
 from graft.errors import RunError
 from graft.images import InputSpec, render
 from graft.novelty import Novelty, read_novelty
@@ -57,6 +57,8 @@ class ServedModel:
         """
         manifest = read_manifest(path)
         exported = manifest.export.precision if manifest.export else None
+        if manifest.export and network_digest(path) != manifest.export.sha256:
+            raise RunError(f"{path} holds another network than manifest.json says; copy or pack the model again")
         ready = load_engine(
             path, engine or "auto", exported=exported, precision=precision, threads=threads, streams=streams
         )

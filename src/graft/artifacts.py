@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -275,6 +276,22 @@ def write_bundle(
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of a bundle, which makes it whole."""
     write_text(path / "manifest.json", json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n")
+
+
+def network_digest(folder: Path) -> str:
+    """SHA-256 of both files of an exported network, hex.
+
+    Raises:
+        RunError: one of them is missing.
+    """
+    network = folder / EXPORTED_NETWORK
+    digest = hashlib.sha256()
+    try:
+        for path in (network, network.with_suffix(".bin")):
+            digest.update(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{error.filename} cannot be read ({error.strerror}); pack the run again") from error
+    return digest.hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from graft.artifacts import EXPORTED_NETWORK, Export, write_manifest
+from graft.artifacts import EXPORTED_NETWORK, Export, network_digest, write_manifest
 from graft.predictor import Predictor
 from graft.transforms import normalise
 
@@ -68,8 +67,7 @@ def export(bundle: Path, folder: Path) -> None:
     predictor = Predictor(bundle)
     shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns(*NOT_SERVED))
     write_network(convert(predictor), folder)
-    done = described(folder, "fp32", {})
-    write_manifest(folder, replace(predictor.manifest, export=done))
+    write_manifest(folder, replace(predictor.manifest, export=described(folder, "fp32", {})))
 
 
 def write_network(model: ov.Model, folder: Path) -> None:
@@ -83,8 +81,4 @@ def described(folder: Path, precision: str, figures: dict[str, float]) -> Export
     """What a manifest says of the network in a folder."""
     import openvino as ov
 
-    digest = hashlib.sha256()
-    network = folder / EXPORTED_NETWORK
-    for path in (network, network.with_suffix(".bin")):
-        digest.update(path.read_bytes())
-    return Export(precision, digest.hexdigest(), ov.get_version().partition("-")[0], figures)
+    return Export(precision, network_digest(folder), ov.get_version().partition("-")[0], figures)
