@@ -98,4 +98,6 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise RunError(f"{archive} is refused: its entry {entry.name!r} is no plain file")
                 tar.extract(entry, folder, filter="data")
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise RunError(f"{archive} cannot be unpacked ({error}); accepted is what `python -m serve pack` wrote") from error
+        raise RunError(
+            f"{archive} cannot be unpacked ({error}); accepted is what `python -m serve pack` wrote"
+        ) from error

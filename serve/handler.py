@@ -73,7 +73,11 @@ def output_fn(answers: Sequence[Answer], accept: str | None, context: Any = None
 
 
 def transform_fn(
-    model: ServedModel, request_body: bytes | bytearray | str, content_type: str | None, accept: str | None, context: Any
+    model: ServedModel,
+    request_body: bytes | bytearray | str,
+    content_type: str | None,
+    accept: str | None,
+    context: Any,
 ) -> tuple[bytes, str]:
     """Answer a request of the toolkit; a refusal sets the status of its `context` and is the body."""
     started = time.perf_counter()
