@@ -21,6 +21,8 @@ from serve.model import ServedModel
 from serve.reading import Limits, decode, read_photos
 from serve.refusals import Refusal
 
+Body = bytes | bytearray | str
+
 LIMITS = Limits()
 TOP_K = 5
 
@@ -42,7 +44,7 @@ def model_fn(model_dir: str | Path, context: Any = None) -> ServedModel:
     return model
 
 
-def input_fn(request_body: bytes | bytearray | str, content_type: str | None, context: Any = None) -> list[bytes]:
+def input_fn(request_body: Body, content_type: str | None, context: Any = None) -> list[bytes]:
     """The encoded photos of a request.
 
     Raises:

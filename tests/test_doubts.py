@@ -50,7 +50,7 @@ def test_rates_are_shares_of_what_their_names_say() -> None:
 
 
 def test_the_distance_lets_95_of_100_through() -> None:
-    distances = np.arange(101, dtype=np.float32) / 100
+    distances = np.linspace(0, 1, 101, dtype=np.float32)
     assert fit_distance(distances) == pytest.approx(0.95)
 
 

@@ -19,6 +19,7 @@ from graft.storage import write_atomic
 
 DIRECTIONS = 96  # discriminants that are kept, at most: 120 breeds lose nothing by it
 SHRINKAGE = 0.5  # of the within-class covariance towards a multiple of the identity; 0.1 to 0.6 measured alike
+TINY = float(np.finfo(np.float32).tiny)
 NOVELTY_FILE = "novelty.safetensors"
 
 Floats = NDArray[np.float32]
@@ -93,11 +94,12 @@ def read_novelty(path: Path) -> Novelty:
 def _shrunk(residuals: Floats) -> NDArray[np.float64]:
     # The product in float32: it is most of the work, 50 GFLOP for 6,000 photos of 2,048 features.
     covariance = (residuals.T @ residuals).astype(np.float64) / len(residuals)
-    level = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float32).tiny)
+    level = max(float(np.trace(covariance)) / len(covariance), TINY)
     found: NDArray[np.float64] = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * np.eye(len(covariance))
     return found
 
 
 def _unit(rows: NDArray[Any]) -> NDArray[Any]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+    """Rows of length one; a row of zeros stays one."""
+    found: NDArray[Any] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)
+    return found
