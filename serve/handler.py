@@ -34,11 +34,12 @@ def model_fn(model_dir: str | Path, context: Any = None) -> ServedModel:
         RunError: there is no whole model, or it does not reproduce its parity samples.
         ConfigError: the environment asks for what the model does not offer.
     """
+    _top_k()  # a wrong value is told now, not to the first client
     model = ServedModel.load(
         Path(model_dir),
         engine=os.environ.get("GRAFT_SERVE_ENGINE", "auto"),
         precision=os.environ.get("GRAFT_SERVE_PRECISION", "auto"),
-        threads=_count("GRAFT_SERVE_THREADS", None),
+        threads=_count("GRAFT_SERVE_THREADS"),
     )
     model.check_parity()
     return model
@@ -71,7 +72,7 @@ def output_fn(answers: Sequence[Answer], accept: str | None, context: Any = None
     Raises:
         Refusal: 406.
     """
-    return write_answer(answers, accept, _count("GRAFT_SERVE_TOP_K", TOP_K) or TOP_K, None, None)
+    return write_answer(answers, accept, _top_k(), None, None)
 
 
 def transform_fn(
@@ -86,17 +87,21 @@ def transform_fn(
     try:
         answers = predict_fn(input_fn(request_body, content_type), model)
         taken = 1000 * (time.perf_counter() - started)
-        top_k = _count("GRAFT_SERVE_TOP_K", TOP_K) or TOP_K
-        return write_answer(answers, accept, top_k, taken, model.model_id)
+        return write_answer(answers, accept, _top_k(), taken, model.model_id)
     except Refusal as refusal:
         context.set_response_status(code=refusal.status, phrase="refused")
         return refusal.body(), "application/json"
 
 
-def _count(name: str, default: int | None) -> int | None:
+def _top_k() -> int:
+    return _count("GRAFT_SERVE_TOP_K") or TOP_K
+
+
+def _count(name: str) -> int | None:
+    """A number of the environment; None where it is not set."""
     value = os.environ.get(name)
     if value is None:
-        return default
+        return None
     if not value.isascii() or not value.isdigit() or int(value) < 1:
         raise ConfigError(f"{name}={value}: accepted is an integer of at least 1")
     return int(value)
