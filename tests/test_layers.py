@@ -24,7 +24,7 @@ LAYERS = {
     | {"shards", "s3", "mirror", "locks", "diagnosis", "novelty", "doubts"},
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
     2: {"data", "features", "classifier", "evaluate", "metrics"},
-    3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle", "export"},
+    3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle", "export", "quantise"},
     4: {"launcher", "search"},
 }
 
@@ -55,6 +55,7 @@ LATE = {
     "smdebug",
     "uvicorn",
     "starlette",
+    "nncf",
 }
 CONFIG_PACKAGES = {"hydra", "omegaconf"}
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "managers"}

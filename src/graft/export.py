@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from graft.artifacts import EXPORTED_NETWORK, Export, network_digest, write_manifest
+from graft.artifacts import EXPORTED_NETWORK, Export, Manifest, network_digest, write_manifest
 from graft.predictor import Predictor
+from graft.quantise import Quantised
 from graft.transforms import normalise
 
 if TYPE_CHECKING:
@@ -54,20 +55,25 @@ def convert(predictor: Predictor) -> ov.Model:
     return model
 
 
-def export(bundle: Path, folder: Path) -> None:
+def export(bundle: Path, folder: Path, quantised: Callable[[ov.Model, Manifest], Quantised] | None = None) -> None:
     """Write what an endpoint loads of a bundle: network, manifest, parity samples and what tells distances.
 
     Args:
         bundle: of a run.
         folder: is made, and must not be there.
+        quantised: gives the network in int8, see `graft.quantise`; None exports it in fp32.
 
     Raises:
         RunError: there is no whole bundle.
     """
     predictor = Predictor(bundle)
+    model, precision, figures = convert(predictor), "fp32", {}
+    if quantised:
+        found = quantised(model, predictor.manifest)
+        model, precision, figures = found.model, "int8", found.figures
     shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns(*NOT_SERVED))
-    write_network(convert(predictor), folder)
-    write_manifest(folder, replace(predictor.manifest, export=described(folder, "fp32", {})))
+    write_network(model, folder)
+    write_manifest(folder, replace(predictor.manifest, export=described(folder, precision, figures)))
 
 
 def write_network(model: ov.Model, folder: Path) -> None:
