@@ -37,7 +37,14 @@ def refusal(body: bytes, content_type: str | None, limits: Limits = LIMITS) -> R
 
 @pytest.mark.parametrize(
     "content_type",
-    ["image/jpeg", "IMAGE/JPEG; name=akita.jpg", " image/png ;q=1", "application/x-image", "Application/OCTET-stream", None],
+    [
+        "image/jpeg",
+        "IMAGE/JPEG; name=akita.jpg",
+        " image/png ;q=1",
+        "application/x-image",
+        "Application/OCTET-stream",
+        None,
+    ],
 )
 def test_case_and_parameters_of_the_type_do_not_matter(content_type: str | None) -> None:
     assert read_photos(b"bytes", content_type, LIMITS, None) == [b"bytes"]
