@@ -94,6 +94,15 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class ServingPrecision(Enum):
+    """The arithmetic of a served model; `auto` is what it was exported in, and bf16 where the processor has it."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
 class TrainingPrecision(Enum):
     """The arithmetic of training; bf16 is Lightning's bf16-mixed."""
 
@@ -282,6 +291,20 @@ class SearchConfig:
 
 
 @dataclass
+class ServeConfig:
+    """What `python -m serve` packs and answers with; `python train.py` does not read it."""
+
+    engine: Engine = knob(Engine.auto, "auto: openvino where the model was packed, torch on a run's bundle")
+    precision: ServingPrecision = knob(
+        ServingPrecision.auto, "what pack exports (auto: fp32), and what an engine computes in"
+    )
+    threads: int | None = knob(None, "of the engine; null: one per core", least=1)
+    top_k: int = knob(5, "classes in an answer, where the request does not say", least=1)
+    int8_margin: float = knob(0.5, "points of valid accuracy that packing in int8 may cost", least=0, most=100)
+    int8_photos: int = knob(300, "training photos that int8 is calibrated on", least=1)
+
+
+@dataclass
 class Config:
     """The whole configuration of a run; one field per directory of conf/."""
 
@@ -297,6 +320,7 @@ class Config:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations that cannot work."""

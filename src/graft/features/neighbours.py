@@ -15,13 +15,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from graft.directions import principal_directions
 from graft.features.thumbnails import compare, thumbnail
 from graft.images import Pixels
 
 CANDIDATES = 5  # per query
 DIMENSIONS = 256
 FEWER_DIMENSIONS = 64  # where the comparison would cost too much
-SPARE_DIMENSIONS = 32  # of the randomised search for the principal directions, which makes the last ones good
 ROWS = 4096  # photos that the whitening is fitted on, and per block, where they are not too wide:
 VALUES = 1 << 23  # of features at a time, 32 MB
 QUERY_ROWS = 1024  # per block: scores of 1024 x 4096 are 16 MB
@@ -139,11 +139,7 @@ class _Whitening:
 
 
 def _fit_whitening(reference: Gallery, rng: np.random.Generator) -> _Whitening:
-    """Principal components of a sample of standardised features, scaled to variance one.
-
-    The components come from a randomised range finder (Halko, Martinsson and Tropp 2011): all eigenvectors of
-    2,048 numbers would take seconds.
-    """
+    """Principal components of a sample of standardised features, scaled to variance one."""
     width = reference.vectors(np.zeros(1, np.int64)).shape[1]
     sample = reference.vectors(_some(reference.count, min(_rows(width), reference.count), rng))
     mean, spread = sample.mean(axis=0), sample.std(axis=0)
@@ -152,15 +148,9 @@ def _fit_whitening(reference: Gallery, rng: np.random.Generator) -> _Whitening:
     sample = (sample - mean) / spread
     # Few photos know few directions: the rest would be noise blown up to variance one.
     count = max(min(DIMENSIONS, width, len(sample) // 4), 1)
-    span = rng.standard_normal((width, min(count + SPARE_DIMENSIONS, width)), np.float32)
-    for _ in range(4):
-        span, _ = np.linalg.qr(sample.T @ (sample @ span))
-    inside = (sample @ span).astype(np.float64)
-    variance, directions = np.linalg.eigh(inside.T @ inside / len(sample))
-    variance, directions = variance[::-1][:count], directions[:, ::-1][:, :count]
+    variance, directions = principal_directions(sample, count, rng)
     scale = np.sqrt(np.maximum(variance, 1e-9 * variance[0] + 1e-12))
-    basis = (span @ (directions / scale).astype(np.float32)) / spread[:, None]
-    return _Whitening(mean, basis)
+    return _Whitening(mean, (directions / scale).astype(np.float32) / spread[:, None])
 
 
 def _rows(width: int) -> int:
