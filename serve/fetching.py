@@ -125,7 +125,8 @@ class Fetcher:
             connection.connect()
             with _cut_at(connection.sock, deadline):
                 connection.request("GET", target, headers=headers, preload_content=False)
-                return self._read(connection.getresponse())
+                with contextlib.closing(connection.getresponse()) as response:
+                    return self._read(response)
         except (HTTPError, HTTPException, CertificateError, OSError) as error:
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
                 raise self._late() from error
