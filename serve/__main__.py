@@ -12,6 +12,7 @@ USAGE = """python -m serve COMMAND ...
 
   pack run_dir=RUN [output=FILE]              export the model of a run; writes RUN/model.tar.gz
   predict PHOTO... [bundle=PATH] [--json]     what a model says of photos; of a folder, CSV
+  local [bundle=PATH] [serve.port=8080]       answer over HTTP, with a page for people at /
   check [bundle=PATH]                         whether a model answers its parity samples as it must
 
 PATH is a run's bundle/ or a model.tar.gz; without it, the latest of runs/. Every command takes serve.KEY=VALUE
@@ -30,10 +31,12 @@ def main(argv: Sequence[str]) -> None:
             from serve.packing import pack as run
         elif command == "predict":
             from serve.predicting import predict as run
+        elif command == "local":
+            from serve.checking import serve_locally as run
         elif command == "check":
             from serve.checking import check as run
         else:
-            raise ConfigError(f"{command} is no command; accepted: pack, predict, check")
+            raise ConfigError(f"{command} is no command; accepted: pack, predict, local, check")
         run(rest)
 
 

@@ -55,7 +55,13 @@ class Answer:
 
 
 def write_answer(
-    answers: Sequence[Answer], accept: str | None, top_k: int, milliseconds: float | None, model_id: str | None
+    answers: Sequence[Answer],
+    accept: str | None,
+    top_k: int,
+    milliseconds: float | None,
+    model_id: str | None,
+    *,
+    many: bool = False,
 ) -> tuple[bytes, str]:
     """The body of a response, and its content type.
 
@@ -67,6 +73,7 @@ def write_answer(
         top_k: how many classes JSON and CSV tell.
         milliseconds: the time that the request took; None leaves it out.
         model_id: of the manifest; None leaves it out.
+        many: the request was a list, and so is the answer, also where it has one photo.
 
     Raises:
         Refusal: 406, nothing that `accept` names can be written.
@@ -82,7 +89,7 @@ def write_answer(
         "milliseconds": None if milliseconds is None else round(milliseconds, 2),
     }
     known = {name: value for name, value in shared.items() if value is not None}
-    content = {**said[0], **known} if len(said) == 1 else {"answers": said, **known}
+    content = {**said[0], **known} if len(said) == 1 and not many else {"answers": said, **known}
     return json.dumps(content, ensure_ascii=False).encode(), JSON
 
 

@@ -1,4 +1,4 @@
-"""`python -m serve check [bundle=PATH]`: whether a model answers its parity samples as it must."""
+"""`python -m serve check` and `local`: whether a model answers as it must, and answering over HTTP."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def check(argv: Sequence[str]) -> None:
             f"{bundle_of(arguments)}: {len(model.labels)} classes, {model.engine.precision}, reproduces its parity "
             f"samples (they differ by {difference:.1g})"
         )
+
+
+def serve_locally(argv: Sequence[str]) -> None:
+    """Answer over HTTP until SIGTERM or Ctrl-C."""
+    arguments = read_arguments(argv, places=("bundle",))
+    from serve.server import run
+
+    with opened(bundle_of(arguments)) as folder:
+        run(arguments.config, folder)
 
 
 @contextmanager

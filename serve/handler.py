@@ -51,8 +51,7 @@ def input_fn(request_body: Body, content_type: str | None, context: Any = None) 
     Raises:
         Refusal: 4xx, see `serve.reading.read_photos`; addresses are not fetched.
     """
-    body = request_body.encode() if isinstance(request_body, str) else bytes(request_body)
-    return read_photos(body, content_type, LIMITS, None)
+    return read_photos(_bytes(request_body), content_type, LIMITS, None)
 
 
 def predict_fn(photos: Sequence[bytes], model: ServedModel, context: Any = None) -> list[Answer]:
@@ -85,12 +84,20 @@ def transform_fn(
     """Answer a request of the toolkit; a refusal sets the status of its `context` and is the body."""
     started = time.perf_counter()
     try:
-        answers = predict_fn(input_fn(request_body, content_type), model)
+        body = _bytes(request_body)
+        photos = input_fn(body, content_type)
+        many = body.lstrip()[:1] == b"[" and photos[0] is not body
+        answers = predict_fn(photos, model)
         taken = 1000 * (time.perf_counter() - started)
-        return write_answer(answers, accept, _top_k(), taken, model.model_id)
+        return write_answer(answers, accept, _top_k(), taken, model.model_id, many=many)
     except Refusal as refusal:
         context.set_response_status(code=refusal.status, phrase="refused")
         return refusal.body(), "application/json"
+
+
+def _bytes(body: Body) -> bytes:
+    """The same object where it is bytes."""
+    return body.encode() if isinstance(body, str) else bytes(body)
 
 
 def _top_k() -> int:

@@ -56,6 +56,8 @@ def test_a_list_of_photos_is_answered_one_by_one(model: ServedModel, packed_run:
     assert [answer["predictions"][0]["label"] for answer in said["answers"]] == [label for _, label in photos]
     assert said["model"] == model.model_id
     assert said["milliseconds"] > 0
+    one = json.dumps(json.loads(document)[:1])
+    assert len(json.loads(transform_fn(model, one, "application/json", None, Context())[0])["answers"]) == 1
 
 
 def test_the_original_client_finds_the_class_at_the_argmax_of_the_logits(model: ServedModel, packed_run: Path) -> None:

@@ -142,6 +142,13 @@ class LauncherKind(Enum):
     sagemaker = "sagemaker"
 
 
+class ServingMode(Enum):
+    """How the server lays its threads out: for one request at a time, or for many."""
+
+    latency = "latency"
+    throughput = "throughput"
+
+
 def knob(
     default: Any,
     doc: str,
@@ -302,6 +309,17 @@ class ServeConfig:
     top_k: int = knob(5, "classes in an answer, where the request does not say", least=1)
     int8_margin: float = knob(0.5, "points of valid accuracy that packing in int8 may cost", least=0, most=100)
     int8_photos: int = knob(300, "training photos that int8 is calibrated on", least=1)
+    host: str = knob("127.0.0.1", "address that `serve local` listens on; 0.0.0.0 is every one of this machine")
+    port: int = knob(8080, "port that it listens on; 0 is a free one", least=0, most=65535)
+    mode: ServingMode = knob(
+        ServingMode.latency, "latency: all cores for one photo; throughput: a core for each of several"
+    )
+    queue: int = knob(64, "requests inside at once, the next is answered with 503", least=1)
+    deadline: float = knob(30.0, "seconds from a request's first byte to its answer, 504 after that", above=0)
+    max_bytes: int = knob(6_291_456, "of a body, and of a photo behind an address", least=1)
+    max_pixels: int = knob(50_000_000, "width x height of a photo", least=1)
+    max_photos: int = knob(32, "photos in a request", least=1)
+    allow_url: bool = knob(False, "whether addresses in requests are fetched; https and public hosts only")
 
 
 @dataclass
