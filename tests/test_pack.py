@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from graft.artifacts import read_manifest, read_parity
 from graft.errors import ConfigError, RunError
@@ -52,7 +53,7 @@ def unpacked(packed_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def pixels_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def pixels_of(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     samples, spec = read_parity(folder), read_manifest(folder).input
     images = np.stack([render(sample.data, spec).pixels for sample in samples])
     return images, np.stack([sample.logits for sample in samples])
@@ -82,9 +83,11 @@ def test_answers_are_calibrated_and_name_the_classes(unpacked: Path) -> None:
     images, expected = pixels_of(unpacked)
     model = ServedModel.load(unpacked, threads=1)
     answers = model.predict(images)
-    temperature = read_manifest(unpacked).temperature
+    temperature = np.float32(read_manifest(unpacked).temperature)
     np.testing.assert_allclose(
-        np.stack([answer.probabilities for answer in answers]), softmax(expected / temperature), atol=1e-4
+        np.stack([answer.probabilities for answer in answers]),
+        softmax((expected / temperature).astype(np.float32)),
+        atol=1e-4,
     )
     assert model.labels == ("class_0", "class_1", "class_2")
     assert answers[0].top(1)[0]["label"] == model.labels[int(expected[0].argmax())]
