@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import graft
@@ -21,6 +22,7 @@ MAX_BYTES = 4 * 10**9  # unpacked; the largest network of torchvision takes 2.6 
 # The handler and all that it imports on an exported engine; a test runs it with nothing else beside it.
 GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "locks", "novelty", "storage")
 SERVE_CODE = ("__init__", "answers", "engines", "handler", "model", "reading", "refusals")
+PACKAGES = ("filelock", "numpy", "opencv-python-headless", "openvino", "pillow", "safetensors", "simplejpeg")
 ENTRY = '''"""What SageMaker's toolkit loads: the handler, with its code beside it."""
 
 import sys
@@ -61,7 +63,8 @@ def code_files() -> dict[str, bytes]:
         for package, (place, names) in sources.items()
         for name in names
     }
-    return found | {"code/inference.py": ENTRY.encode()}
+    pins = "".join(f"{package}=={version(package)}\n" for package in PACKAGES)
+    return found | {"code/inference.py": ENTRY.encode(), "code/requirements.txt": pins.encode()}
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def load_engine(
         streams: calls that it runs side by side, sharing its threads.
 
     Raises:
-        ConfigError: a precision that the folder or the engine does not offer.
+        ConfigError: an engine or a precision that the folder does not offer.
         RunError: engine=openvino and no exported network, or one that cannot be read.
     """
     if engine == "auto":
@@ -60,6 +60,8 @@ def load_engine(
     if engine == "torch":
         if precision not in ("auto", "fp32"):
             raise ConfigError(f"serve.precision={precision}: serve.engine=torch computes in fp32 alone")
+        if exported:
+            raise ConfigError(f"serve.engine=torch: {path} was packed, which serves openvino; give the run's bundle/")
         return TorchEngine(path, threads)
     if exported is None:
         raise RunError(

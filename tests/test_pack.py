@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,15 @@ def test_answers_are_calibrated_and_name_the_classes(unpacked: Path) -> None:
     assert answers[0].top(1)[0]["label"] == model.labels[int(expected[0].argmax())]
 
 
+def test_a_run_says_when_its_answers_are_doubted(packed_run: Path) -> None:
+    doubts = read_manifest(packed_run / "bundle").doubts
+    assert doubts is not None
+    assert doubts.distance is not None
+    # Three classes are too few to hold one out.
+    assert "held_out/refused" not in doubts.rates
+    assert doubts.rates["valid/refused"] == pytest.approx(1 / 21)
+
+
 def test_softmax_is_that_of_large_numbers_too() -> None:
     np.testing.assert_allclose(softmax(np.array([[1000, 1000 + np.log(3)]], np.float32)), [[0.25, 0.75]], atol=1e-4)
 
@@ -106,6 +117,18 @@ def test_the_archive_holds_what_an_endpoint_needs_and_no_second_copy_of_the_weig
     assert names == sorted(names)
     assert {(entry.mtime, entry.uid, entry.gid, entry.uname, entry.mode) for entry in entries} == {(0, 0, 0, "", 0o644)}
     assert read_manifest_of(packed_run)["export"]["precision"] == "fp32"
+
+
+def test_the_packages_in_the_archive_are_those_that_its_code_imports(unpacked: Path) -> None:
+    pins = (unpacked / "code" / "requirements.txt").read_text().splitlines()
+    assert f"openvino=={version('openvino')}" in pins
+    names = {"cv2": "opencv-python-headless", "PIL": "pillow"}
+    trees = [ast.parse(path.read_text()) for path in (unpacked / "code").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"graft", "serve", "torch"}
+    assert {names.get(package, package) for package in packages} == {pin.partition("==")[0] for pin in pins}
 
 
 def read_manifest_of(run_dir: Path) -> dict[str, dict[str, str]]:
@@ -163,6 +186,8 @@ def test_precisions_that_a_model_does_not_offer_are_refused(packed_run: Path, un
         load_engine(unpacked, "openvino", exported="fp32", precision="int8", threads=1)
     with pytest.raises(ConfigError, match=r"serve\.engine=torch computes in fp32 alone"):
         load_engine(packed_run / "bundle", "torch", exported=None, precision="bf16", threads=1)
+    with pytest.raises(ConfigError, match=r"serve\.engine=torch: .* was packed, which serves openvino"):
+        ServedModel.load(unpacked, engine="torch")
     with pytest.raises(RunError, match=r"holds no exported network, which serve\.engine=openvino needs"):
         ServedModel.load(packed_run / "bundle", engine="openvino")
 
