@@ -37,7 +37,7 @@ _REFUSALS = {
     "400": "The body cannot be read.",
     "403": "Addresses are not fetched here, or this one is not public.",
     "406": "No answer can be written in what Accept names.",
-    "413": "Too many bytes, pixels, frames or photos.",
+    "413": "Too many bytes, pixels or frames.",
     "415": "The Content-Type is not read.",
     "503": "The model is not ready, or too many requests are waiting.",
     "504": "No answer within the deadline.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from graft.environment import available_cores
 from graft.images import InputSpec, Pixels
 from serve.answers import Answer
 from serve.metrics import Metrics
@@ -54,7 +54,7 @@ def lay_out(mode: str, threads: int | None, cores: int | None = None) -> Layout:
 
     docs/decisions/0017 has the measurements: more threads than cores cost throughput, never gain any.
     """
-    cores = cores or len(os.sched_getaffinity(0))
+    cores = cores or available_cores()
     threads = threads or cores
     return Layout(threads, threads if mode == "throughput" else 1, decoders=cores)
 

@@ -108,7 +108,7 @@ def _entries(document: Any, limits: Limits) -> list[tuple[str, Any]]:
     if not document:
         raise Refusal(400, "the list is empty", ACCEPTED_JSON)
     if len(document) > limits.photos:
-        raise Refusal(413, f"the list has {len(document)} entries", f"a list may have {limits.photos} entries")
+        raise Refusal(400, f"the list has {len(document)} entries", f"a list may have {limits.photos} entries")
     return [(f"entry {index} of the list", entry) for index, entry in enumerate(document)]
 
 

@@ -7,7 +7,9 @@ import io
 import json
 import random
 import re
+import shutil
 import struct
+import subprocess
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,4 +220,15 @@ def test_a_thousand_mutations_are_answered_or_refused(server: Running) -> None:
         status, answer, _ = server.ask(body=bytes(data), content_type=ANY)
         assert status in (200, 400, 413), (status, answer, bytes(data).hex())
         assert "predictions" in json.loads(answer) or "error" in json.loads(answer)
+    assert is_right(server)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("st") is None, reason="needs schemathesis: pip install schemathesis==4.32.5")
+def test_schemathesis_finds_no_failure_in_the_description(server: Running) -> None:
+    # No schema can say what a photo is, so one that it makes up may well be refused.
+    command = ["st", "run", f"http://127.0.0.1:{server.port}/openapi.json", "--seed", "1", "--no-color"]
+    command += ["--exclude-checks", "positive_data_acceptance", "--max-examples", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout
     assert is_right(server)

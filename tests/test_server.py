@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from graft.errors import RunError
 from serve.queue import Layout, lay_out
 from tests.serving import ColourModel, Running, photo, running, wait_for
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +172,58 @@ def test_threads_follow_the_mode_and_the_cores() -> None:
     assert lay_out("latency", None, cores=4) == Layout(threads=4, streams=1, decoders=4)
     assert lay_out("throughput", None, cores=4) == Layout(threads=4, streams=4, decoders=4)
     assert lay_out("throughput", 2, cores=4) == Layout(threads=2, streams=2, decoders=4)
+
+
+STARTED_BY_ITSELF = """
+from tests.serving import ColourModel
+from serve.app import Service
+from serve.metrics import Metrics
+from serve.queue import Layout, Queue
+from serve.reading import Limits
+from serve.server import make_server
+
+queue = Queue(8, Layout(1, 1, 2), Metrics())
+server = make_server(Service(lambda: ColourModel(0.2), queue, Limits(), 10.0), "127.0.0.1", {port})
+server.run()
+"""
+
+
+def test_sigterm_answers_what_is_inside_and_ends() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-c", STARTED_BY_ITSELF.format(port=port)], cwd=ROOT)
+    try:
+        wait_for(lambda: is_healthy(port), seconds=60)
+        with ThreadPoolExecutor(4) as clients:
+            asked = [clients.submit(invoke, port) for _ in range(4)]
+            wait_for(lambda: b"graft_requests_inside 4.0" in get(port, "/metrics")[1])
+            process.terminate()
+            assert [status.result() for status in asked] == [200] * 4
+        # uvicorn answers what is inside, then ends by the signal as it would have without it.
+        assert process.wait(10) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def invoke(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("POST", "/invocations", photo(), {"Content-Type": "image/jpeg"})
+        return connection.getresponse().status
+
+
+def is_healthy(port: int) -> bool:
+    try:
+        return get(port, "/ping")[0] == 200
+    except OSError:
+        return False
