@@ -36,7 +36,7 @@ def model(packed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ServedM
 def photos_of(packed_run: Path) -> list[tuple[Path, str]]:
     """Photos of test, and what the run itself said of them."""
     rows = csv.DictReader((packed_run / "predictions.csv").read_text().splitlines())
-    return [(packed_run.parent / "photos" / row["path"], row["class_1"]) for row in rows if row["split"] == "test"]
+    return [(Path(row["path"]), row["class_1"]) for row in rows if row["split"] == "test"]
 
 
 def test_the_handler_says_of_every_photo_what_the_run_said(model: ServedModel, packed_run: Path) -> None:
