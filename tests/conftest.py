@@ -26,3 +26,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if not is_there and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def packed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on tiny photos, beside them in photos/: its bundle/ and its model.tar.gz."""
+    # Imported here: tests that pack nothing are not to load torch.
+    from serve.packing import pack
+    from tests.pictures import draw_folder
+    from tests.training import run, tiny
+
+    root = tmp_path_factory.mktemp("packed")
+    photos = draw_folder(root / "photos", train=16, valid=7, test=4)
+    result = run(tiny(photos, root / "run"))
+    pack([f"run_dir={result.run_dir}"])
+    return result.run_dir

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -22,6 +23,7 @@ from graft.locks import held
 from graft.storage import write_atomic, write_text
 
 MANIFEST_VERSION = 1
+EXPORTED_NETWORK = "network.xml"  # in an unpacked model.tar.gz; its weights lie beside it in network.bin
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,44 @@ def _dotted(config_yaml: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Doubts:
+    """When an answer is doubted, and how often that is right; thresholds and rates come from valid.
+
+    Attributes:
+        probability: a calibrated probability of the likeliest class below this is unsure.
+        distance: a photo further from the training photos (graft.novelty) than this is none of the classes; None
+            where the run kept no features, and nothing tells.
+        rates: name -> share in 0..1, as docs/serving.md explains them.
+    """
+
+    probability: float
+    distance: float | None
+    rates: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Export:
+    """The network that was exported beside a manifest, and what exporting it cost.
+
+    Attributes:
+        precision: fp32 or int8, of the weights in the file.
+        sha256: of its two files together, hex.
+        openvino: version that wrote it.
+        figures: name -> number, as docs/serving.md explains them.
+    """
+
+    precision: str
+    sha256: str
+    openvino: str
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself: enough to rebuild the model and to judge it."""
+    """What a bundle says of itself: enough to rebuild the model and to judge it.
+
+    `doubts` is None in bundles of releases before 0.2, `export` wherever nothing was exported.
+    """
 
     backbone: str
     hidden: int
@@ -198,6 +236,8 @@ class Manifest:
     git_sha: str
     created: str
     toy: bool = False
+    doubts: Doubts | None = None
+    export: Export | None = None
     version: int = MANIFEST_VERSION
 
 
@@ -230,7 +270,28 @@ def write_bundle(
     logits = [[round(float(value), 6) for value in sample.logits] for sample in parity]
     write_text(path / "parity" / "logits.json", json.dumps(logits))
     write_text(path / "README.md", card)
+    write_manifest(path, manifest)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest of a bundle, which makes it whole."""
     write_text(path / "manifest.json", json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n")
+
+
+def network_digest(folder: Path) -> str:
+    """SHA-256 of both files of an exported network, hex.
+
+    Raises:
+        RunError: one of them is missing.
+    """
+    network = folder / EXPORTED_NETWORK
+    digest = hashlib.sha256()
+    try:
+        for path in (network, network.with_suffix(".bin")):
+            digest.update(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{error.filename} cannot be read ({error.strerror}); pack the run again") from error
+    return digest.hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -256,6 +317,8 @@ def read_manifest(path: Path) -> Manifest:
         spec = content.pop("input")
         spec["mean"], spec["std"] = tuple(spec["mean"]), tuple(spec["std"])
         content["class_names"] = tuple(content["class_names"])
+        for key, part in (("doubts", Doubts), ("export", Export)):
+            content[key] = part(**content[key]) if content.get(key) else None
         return Manifest(input=InputSpec(**spec), **content)
     except (KeyError, TypeError) as error:
         raise RunError(f"{path}/manifest.json is not one of graft's: {error}") from error

@@ -26,14 +26,17 @@ from graft.debugger.probe import Probe
 from graft.debugger.records import Facts
 from graft.debugger.smdebug_hook import SmdebugHook
 from graft.diagnosis import told
+from graft.doubts import REFERENCE_PHOTOS, fit_doubts
 from graft.environment import available_cores, git_sha
 from graft.errors import ConfigError, DataError, WeightsError
+from graft.evaluate import Evaluation
 from graft.features.compute import Backbone, FeatureCache
 from graft.fit import fit
 from graft.images import InputSpec
 from graft.inspection import inspect_features
 from graft.mirror import mirrored
 from graft.model import input_spec
+from graft.novelty import write_novelty
 from graft.photos import Photos, look_at_photos
 from graft.processes import ALONE, Team
 from graft.profiler.recorder import Profile
@@ -375,16 +378,23 @@ def save_model(
     run: RunDirectory,
     classifier: Classifier,
     photos: Photos,
-    temperature: float,
+    on_valid: Evaluation,
     metrics: dict[str, float],
 ) -> None:
-    """Write the bundle of a run."""
+    """Write the bundle of a run; the thresholds of its doubts are fitted on valid."""
+    probability, chosen = (on_valid.logits / on_valid.temperature).softmax(1).max(1)
+    right = (chosen == on_valid.labels).numpy()
+    doubts, novelty = fit_doubts(
+        probability.numpy(), right, photos.features("train", REFERENCE_PHOTOS), photos.features("valid")
+    )
+    if novelty:
+        write_novelty(run.bundle, novelty)
     valid, unfreeze = photos.splits["valid"], config.model.unfreeze
     manifest = make_manifest(
         classifier,
         class_names=valid.class_names,
         input=photos.spec,
-        temperature=temperature,
+        temperature=on_valid.temperature,
         model_id=run.run_id,
         weights=config.model.weights,
         weights_fingerprint=classifier.backbone_fingerprint,
@@ -394,5 +404,6 @@ def save_model(
         data={"root": config.data.root, **photos.describe()},
         git_sha=git_sha(),
         toy=config.data.kind is DataKind.demo,
+        doubts=doubts,
     )
     save_bundle(run.bundle, classifier, manifest, valid)

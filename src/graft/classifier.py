@@ -78,14 +78,20 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, S, S, 3] -> logits float32 [B, C]."""
-        features = self.backbone(normalise(images, self.hparams["mean"], self.hparams["std"]))
-        logits: torch.Tensor = self.head(features)
+        logits: torch.Tensor = self.head(self.features(images))
         return logits
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features float32 [B, D] of images, uint8 [B, S, S, 3], on any device; features stay what they are."""
+        inputs = inputs.to(self.device)
+        if inputs.dtype != torch.uint8:
+            return inputs
+        found: torch.Tensor = self.backbone(normalise(inputs, self.hparams["mean"], self.hparams["std"]))
+        return found
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits float32 [B, C] of images, uint8 [B, S, S, 3], or of features, float32 [B, D], on any device."""
-        inputs = inputs.to(self.device)
-        logits: torch.Tensor = self(inputs) if inputs.dtype == torch.uint8 else self.head(inputs)
+        logits: torch.Tensor = self.head(self.features(inputs))
         return logits
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:

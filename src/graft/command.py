@@ -127,7 +127,7 @@ def read_spread(key: str, text: str) -> Spread:
             "or tag(log, ..) of the last two, with HIGH above LOW"
         )
     ends = spread.values or ((int(spread.low), int(spread.high)) if spread.whole else (spread.low, spread.high))
-    typed = [_checked(key, value) for value in ends]
+    typed = [checked(key, value) for value in ends]
     return spread._replace(values=tuple(typed)) if spread.values else spread
 
 
@@ -260,10 +260,24 @@ def _check(override: Given) -> None:
     for value in override.values:
         # What it stands for is known, and checked, when all is composed.
         if not (isinstance(value, str) and "${" in value):
-            _checked(key, value)
+            checked(key, value)
 
 
-def _checked(key: str, value: Any) -> Any:
+def value_of(key: str, text: str) -> Any:
+    """What `text`, in Hydra's grammar, gives a key: one value of its type.
+
+    Raises:
+        ConfigError: the key is unknown, or does not accept it.
+    """
+    if key not in knobs():
+        raise unknown_key(key)
+    override = _parsed(f"{key}={text}")
+    if override is None or override.is_sweep_override():
+        raise wrong_value(key, text)
+    return checked(key, override.value())
+
+
+def checked(key: str, value: Any) -> Any:
     """A value as the schema's type of its key, refused where the key does not accept it."""
     typed = _typed(key, value)
     check_value(key, typed)

@@ -94,6 +94,15 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class ServingPrecision(Enum):
+    """The arithmetic of a served model; `auto` is what it was exported in, and bf16 where the processor has it."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
 class TrainingPrecision(Enum):
     """The arithmetic of training; bf16 is Lightning's bf16-mixed."""
 
@@ -145,6 +154,13 @@ class OnFinding(Enum):
 
     report = "report"
     stop = "stop"
+
+
+class ServingMode(Enum):
+    """How the server lays its threads out: for one request at a time, or for many."""
+
+    latency = "latency"
+    throughput = "throughput"
 
 
 def knob(
@@ -318,6 +334,31 @@ class ProfilerConfig:
 
 
 @dataclass
+class ServeConfig:
+    """What `python -m serve` packs and answers with; `python train.py` does not read it."""
+
+    engine: Engine = knob(Engine.auto, "auto: openvino where the model was packed, torch on a run's bundle")
+    precision: ServingPrecision = knob(
+        ServingPrecision.auto, "what pack exports (auto: fp32), and what an engine computes in"
+    )
+    threads: int | None = knob(None, "of the engine; null: one per core", least=1)
+    top_k: int = knob(5, "classes in an answer, where the request does not say", least=1)
+    int8_margin: float = knob(0.5, "points of valid accuracy that packing in int8 may cost", least=0, most=100)
+    int8_photos: int = knob(300, "training photos that int8 is calibrated on", least=1)
+    host: str = knob("127.0.0.1", "address that `serve local` listens on; 0.0.0.0 is every one of this machine")
+    port: int = knob(8080, "port that it listens on; 0 is a free one", least=0, most=65535)
+    mode: ServingMode = knob(
+        ServingMode.latency, "latency: all cores for one photo; throughput: a core for each of several"
+    )
+    queue: int = knob(64, "requests inside at once, the next is answered with 503", least=1)
+    deadline: float = knob(30.0, "seconds from a request's first byte to its answer, 504 after that", above=0)
+    max_bytes: int = knob(6_291_456, "of a body, and of a photo behind an address", least=1)
+    max_pixels: int = knob(50_000_000, "width x height of a photo", least=1)
+    max_photos: int = knob(32, "photos in a request", least=1)
+    allow_url: bool = knob(False, "whether addresses in requests are fetched; https and public hosts only")
+
+
+@dataclass
 class Config:
     """The whole configuration of a run; one field per directory of conf/."""
 
@@ -335,6 +376,7 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     debugger: DebuggerConfig = field(default_factory=DebuggerConfig)
     profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations that cannot work."""

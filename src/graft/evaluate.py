@@ -66,7 +66,7 @@ def evaluate(
         temperature: None fits it on this split.
         advance: told of every portion of photos that is done.
     """
-    logits, labels = _predict(source, logits_of, advance)
+    logits, labels = run_over(source, logits_of, advance)
     temperature = fit_temperature(logits, labels) if temperature is None else temperature
     metrics = measure(logits, labels, temperature=temperature, seed=seed)
     return Evaluation(split, logits, labels, temperature, metrics)
@@ -150,18 +150,19 @@ def details(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _predict(
-    source: Source, logits_of: Callable[[Tensor], Tensor], advance: Callable[[int], None]
+def run_over(
+    source: Source, function: Callable[[Tensor], Tensor], advance: Callable[[int], None] = lambda count: None
 ) -> tuple[Tensor, Tensor]:
-    logits, labels = [], []
+    """What a function gives for every input of a source, float32 [N, ...] on the CPU, and the labels int64 [N]."""
+    found, labels = [], []
     for start in range(0, len(source), PORTION):
         places = [(0, index) for index in range(start, min(start + PORTION, len(source)))]
         inputs, known = source.__getitems__(places)
         with torch.inference_mode():
-            logits.append(logits_of(inputs).float().cpu())
+            found.append(function(inputs).float().cpu())
         labels.append(known)
         advance(len(places))
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(found), torch.cat(labels)
 
 
 def _prediction_rows(evaluation: Evaluation) -> Iterator[list[str]]:

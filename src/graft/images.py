@@ -54,6 +54,10 @@ class ImageError(DataError):
     """Bytes that cannot be decoded at all, or that would decode to too many pixels."""
 
 
+class PixelError(ImageError):
+    """A header that announces more pixels than PIXEL_CAP."""
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """What a model expects of its input.
@@ -123,7 +127,7 @@ def render(data: bytes, spec: InputSpec, choose: Callable[[int, int], View] | No
     white, 16-bit values keep their upper 8 bits. Truncated files are padded and say so.
     Raises ImageError where no pixel can be had, or more than PIXEL_CAP would be.
     """
-    image = _open(data)
+    image = open_header(data)
     # Only JPEGs decode at the view's scale; the others may tell their orientation after the pixels.
     picture, truncated = (None, False) if image.format in _JPEGS else _decode_whole(image)
     orientation = _orientation(image)
@@ -138,19 +142,19 @@ def render(data: bytes, spec: InputSpec, choose: Callable[[int, int], View] | No
     return Rendered(small, truncated)
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """Read the header alone; ImageError where there is none, or it announces too many pixels."""
+def open_header(data: bytes, formats: tuple[str, ...] = FORMATS) -> ImageFile.ImageFile:
+    """Read the header alone; ImageError where none of `formats` has one, PixelError where it announces too many."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"too many pixels: {error}") from error
+        raise PixelError(f"too many pixels: {error}") from error
     except _DAMAGE as error:
-        known = ", ".join(FORMATS)
+        known = ", ".join(formats)
         start = f"{len(data)} bytes starting {bytes(data[:8])!r}" if data else "an empty file"
         raise ImageError(f"{start}: no header of an image that can be read; accepted are {known}") from error
     width, height = image.size
     if width * height > PIXEL_CAP:
-        raise ImageError(f"{width} x {height} = {width * height} pixels: the cap is {PIXEL_CAP}")
+        raise PixelError(f"{width} x {height} = {width * height} pixels: the cap is {PIXEL_CAP}")
     return image
 
 
@@ -248,7 +252,7 @@ def _decode_jpeg_by_pillow(data: bytes, factor: int) -> tuple[Pixels, bool]:
 
 
 def _draft(data: bytes, factor: int) -> Pixels:
-    image = _open(data)
+    image = open_header(data)
     image.draft(None, (image.width // factor, image.height // factor))
     return np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
 

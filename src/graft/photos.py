@@ -18,6 +18,7 @@ from graft.data.findings import Finding
 from graft.data.folder import Folder, PhotoList, Split
 from graft.data.loader import Source
 from graft.data.module import ImageSource, class_counts
+from graft.doubts import Features
 from graft.features.cache import TRUNCATED, UNDECODABLE
 from graft.features.compute import FeatureCache, inspect
 from graft.features.extract import Extracted
@@ -76,6 +77,16 @@ class Photos:
         """The views of train; None where training reads images."""
         train = self.splits["train"]
         return FeatureSource(self.views["train"], train.labels()) if self.views else None
+
+    def features(self, split: str, most: int | None = None) -> Features | None:
+        """Features of the photos of a split as they are, of `most` at random; None where the run reads images."""
+        if split not in self.plain:
+            return None
+        view, labels = self.plain[split], self.splits[split].labels()
+        if most is None or most >= len(labels):
+            return Features(view.table.features(view.rows), labels)
+        some = np.sort(np.random.default_rng(0).choice(len(labels), most, replace=False))
+        return Features(view.table.features(view.rows[some]), labels[some])
 
     def fingerprint(self, split: str) -> str:
         """Hex digest of the usable photos of a split."""

@@ -57,10 +57,14 @@ class Predictor:
         """Logits float32 [N, C] of photos: paths or encoded bytes."""
         spec = self.manifest.input
         pixels = np.stack([render(_bytes(photo), spec).pixels for photo in photos])
+        return self.logits_and_features(pixels)[0]
+
+    def logits_and_features(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits float32 [B, C] and features float32 [B, D] of squares uint8 [B, S, S, 3]."""
+        spec = self.manifest.input
         with torch.inference_mode():
-            images = normalise(torch.from_numpy(pixels), spec.mean, spec.std)
-            logits: NDArray[np.float32] = self.head(self.backbone(images)).numpy()
-        return logits
+            features = self.backbone(normalise(torch.from_numpy(pixels), spec.mean, spec.std))
+            return self.head(features).numpy(), features.numpy()
 
     def __call__(self, photo: Photo, top_k: int = 5) -> list[Guess]:
         """The likeliest classes of a photo, the likeliest first."""

@@ -113,7 +113,7 @@ def train(
         metrics = flat_metrics(evaluations, openings, photos)
         write_predictions(run.predictions, list(evaluations.values()))
         run.write_json("evaluation.json", {name: details(e) for name, e in evaluations.items()})
-        save_model(config, run, classifier.cpu(), photos, evaluations["valid"].temperature, metrics)
+        save_model(config, run, classifier.cpu(), photos, evaluations["valid"], metrics)
         times["total_s"] = time.perf_counter() - started
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)

@@ -1,0 +1,1 @@
+"""Answers photos with classes: a handler for serving stacks, a small server of its own, and its page."""

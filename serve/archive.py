@@ -1,0 +1,106 @@
+"""model.tar.gz as SageMaker unpacks it: the exported model, and the code that answers with it below code/."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import graft
+from graft.errors import RunError
+from graft.storage import write_atomic
+
+MAX_FILES = 1000
+MAX_BYTES = 4 * 10**9  # unpacked; the largest network of torchvision takes 2.6 GB in fp32
+
+# The handler and all that it imports on an exported engine; a test runs it with nothing else beside it.
+GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "locks", "novelty", "storage")
+SERVE_CODE = ("__init__", "answers", "engines", "handler", "model", "reading", "refusals")
+PACKAGES = ("filelock", "numpy", "opencv-python-headless", "openvino", "pillow", "safetensors", "simplejpeg")
+ENTRY = '''"""What SageMaker's toolkit loads: the handler, with its code beside it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from serve.handler import input_fn, model_fn, output_fn, predict_fn, transform_fn  # noqa: E402, F401
+'''
+
+
+def write_archive(folder: Path, archive: Path) -> None:
+    """Pack an exported model with its code; the same model gives the same bytes.
+
+    Args:
+        folder: of the exported model.
+        archive: the file, replaced where it is there.
+    """
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    packed = io.BytesIO()
+    # No time and no name in the header of gzip, none of this machine in those of tar.
+    with (
+        gzip.GzipFile(filename="", fileobj=packed, mode="wb", compresslevel=6, mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name, content in sorted((files | code_files()).items()):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    write_atomic(archive, packed.getvalue())
+
+
+def code_files() -> dict[str, bytes]:
+    """Path in the archive -> content, of the code below code/."""
+    sources = {"graft": (Path(graft.__file__).parent, GRAFT_CODE), "serve": (Path(__file__).parent, SERVE_CODE)}
+    found = {
+        f"code/{package}/{name}.py": (place / f"{name}.py").read_bytes()
+        for package, (place, names) in sources.items()
+        for name in names
+    }
+    pins = "".join(f"{package}=={version(package)}\n" for package in PACKAGES)
+    return found | {"code/inference.py": ENTRY.encode(), "code/requirements.txt": pins.encode()}
+
+
+@contextmanager
+def opened(bundle: Path) -> Iterator[Path]:
+    """The folder of a model; of a model.tar.gz, one that lives as long as the context.
+
+    Raises:
+        RunError: the archive is damaged, or holds what must not be unpacked.
+    """
+    if bundle.is_dir() or not bundle.exists():
+        yield bundle
+        return
+    with tempfile.TemporaryDirectory(prefix="graft-model-") as folder:
+        unpack(bundle, Path(folder))
+        yield Path(folder)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a model.tar.gz; paths that lead out of the folder, links and devices are refused.
+
+    Raises:
+        RunError: see `opened`.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            total = 0
+            for count, entry in enumerate(tar, 1):
+                total += entry.size
+                if count > MAX_FILES or total > MAX_BYTES:
+                    raise RunError(
+                        f"{archive} is refused: it unpacks to more than {MAX_FILES} files or {MAX_BYTES:,} bytes"
+                    )
+                if not (entry.isfile() or entry.isdir()):
+                    raise RunError(f"{archive} is refused: its entry {entry.name!r} is no plain file")
+                tar.extract(entry, folder, filter="data")
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise RunError(
+            f"{archive} cannot be unpacked ({error}); accepted is what `python -m serve pack` wrote"
+        ) from error

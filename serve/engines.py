@@ -1,0 +1,130 @@
+"""What runs a served model: OpenVINO on an exported network, or torch on the bundle itself, behind one call."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graft.artifacts import EXPORTED_NETWORK
+from graft.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+Pixels = NDArray[np.uint8]  # [B, S, S, 3], RGB
+Vectors = NDArray[np.float32]
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of the parts that int8 leaves in floating point
+
+
+class Engine(Protocol):
+    """A network that is ready; safe to call from several threads at once."""
+
+    precision: str
+
+    def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
+        """Run one batch.
+
+        Args:
+            images: uint8 [B, S, S, 3], any B.
+
+        Returns:
+            Logits float32 [B, C] and features float32 [B, D].
+        """
+        ...
+
+
+def load_engine(
+    path: Path, engine: str, *, exported: str | None, precision: str, threads: int | None, streams: int = 1
+) -> Engine:
+    """An engine for the model in a folder.
+
+    Args:
+        path: a bundle, or an unpacked model.tar.gz.
+        engine: openvino, torch, or auto: openvino where the folder holds an exported network.
+        exported: the precision that it was exported in, fp32 or int8; None where it was not.
+        precision: auto, fp32, bf16 or int8; auto is int8 where the network is, else bf16 where the processor
+            computes in it, else fp32.
+        threads: of the engine in all; None leaves that to it.
+        streams: calls that it runs side by side, sharing its threads.
+
+    Raises:
+        ConfigError: an engine or a precision that the folder does not offer.
+        RunError: engine=openvino and no exported network, or one that cannot be read.
+    """
+    if engine == "auto":
+        engine = "openvino" if exported else "torch"
+    if engine == "torch":
+        if precision not in ("auto", "fp32"):
+            raise ConfigError(f"serve.precision={precision}: serve.engine=torch computes in fp32 alone")
+        if exported:
+            raise ConfigError(f"serve.engine=torch: {path} was packed, which serves openvino; give the run's bundle/")
+        return TorchEngine(path, threads)
+    if exported is None:
+        raise RunError(
+            f"{path} holds no exported network, which serve.engine=openvino needs; "
+            "`python -m serve pack run_dir=PATH` exports one, or give serve.engine=torch"
+        )
+    return OpenVinoEngine(path / EXPORTED_NETWORK, _offered(path, exported, precision), threads, streams)
+
+
+def _offered(path: Path, exported: str, precision: str) -> str:
+    """The precision to compute in; auto where the processor has yet to say."""
+    accepted = ("auto", "int8") if exported == "int8" else ("auto", "fp32", "bf16")
+    if precision not in accepted:
+        raise ConfigError(
+            f"serve.precision={precision}: {path} was exported in {exported}, which serves {' or '.join(accepted)}; "
+            f"`python -m serve pack run_dir=PATH serve.precision={precision}` exports another one"
+        )
+    return exported if exported == "int8" else precision
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU; each calling thread has a request of its own, made at its first call."""
+
+    def __init__(self, network: Path, precision: str, threads: int | None, streams: int) -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        # bf16 only where the processor computes in it: elsewhere it is slower than fp32 (0.7 to 0.8 times).
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = precision if precision != "auto" else "bf16" if has_bf16 else "fp32"
+        options = {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "NUM_STREAMS": str(streams)}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            self._compiled = core.compile_model(network, "CPU", options)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise RunError(f"{network} cannot be read ({reason}); pack the run again") from error
+        self._local = threading.local()
+
+    def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
+        """See `Engine`."""
+        request: ov.InferRequest | None = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        # Copies: the request's own tensors are written again by this thread's next call.
+        found = request.infer({0: images}, share_inputs=True)
+        return found[0].copy(), found[1].copy()
+
+
+class TorchEngine:
+    """Eager torch in fp32 on the CPU: the reference, for bundles as a run leaves them."""
+
+    def __init__(self, bundle: Path, threads: int | None) -> None:
+        import torch
+
+        from graft.predictor import Predictor
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.precision = "fp32"
+        self._predictor = Predictor(bundle)
+
+    def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
+        """See `Engine`."""
+        return self._predictor.logits_and_features(images)

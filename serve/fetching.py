@@ -1,0 +1,174 @@
+"""A photo behind an address, fetched so that nobody can make the server look around its own network.
+
+A host is resolved once, its addresses are judged, and the connection goes to the address that was
+judged: a name that resolves differently the second time gains nothing. Each redirect starts over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from urllib3.connection import HTTPSConnection
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util.ssl_match_hostname import CertificateError
+
+from serve.refusals import Refusal
+
+ACCEPTED_ADDRESS = "an address may be https://HOST/PATH, port 443, HOST on the public internet, without a password"
+REDIRECTS = 3
+
+_MOVED = (301, 302, 303, 307, 308)
+_CHUNK = 1 << 16
+# Addresses that stand for an IPv4 address and would be routed to it: RFC 6052, RFC 8215, RFC 3056.
+_TRANSLATED = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16"))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is on the public internet and stands for no other address.
+
+    `is_global` alone knows private, loopback, link-local and shared (100.64.0.0/10, RFC 6598) ranges, but
+    lets multicast and most translated forms pass. A zone (fe80::1%eth0) is never public.
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.scope_id or ip.teredo):
+        return False
+    return ip.is_global and not ip.is_multicast and not any(ip in net for net in _TRANSLATED)
+
+
+def resolve_public(host: str, port: int) -> str:
+    """The first IP address of a host; Refusal 403 if any of its addresses is not public, 400 if there is none."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise Refusal(400, f"the host {host[:100]!r} is not known", ACCEPTED_ADDRESS) from error
+    addresses = [str(entry[4][0]) for entry in found]
+    for address in addresses:
+        if not is_public(address):
+            raise Refusal(403, f"the host {host[:100]!r} is not on the public internet", ACCEPTED_ADDRESS)
+    return addresses[0]
+
+
+class Fetcher:
+    """Fetches photos: `fetcher(address)` gives the bytes.
+
+    Args:
+        size: the most bytes that are read.
+        seconds: for all of it: looking the host up, redirects, reading.
+        resolve: host and port to the one IP address to connect to; raises Refusal.
+        port: the only port that is connected to.
+        context: what certificates are checked with; the system's by default.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        seconds: float,
+        *,
+        resolve: Callable[[str, int], str] = resolve_public,
+        port: int = 443,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.size = size
+        self.seconds = seconds
+        self.resolve = resolve
+        self.port = port
+        self.context = context
+
+    def __call__(self, address: str) -> bytes:
+        """The photo behind an address.
+
+        Raises Refusal: 400 for an address that cannot be used or does not answer with a photo, 403 for
+        one that is not public, 413 for too many bytes, 504 past the time.
+        """
+        deadline = time.monotonic() + self.seconds
+        for _ in range(REDIRECTS + 1):
+            answer = self._visit(self._check(address), deadline)
+            if isinstance(answer, bytes):
+                return answer
+            address = urljoin(address, answer)
+        raise Refusal(400, f"the address is redirected more than {REDIRECTS} times", ACCEPTED_ADDRESS)
+
+    def _check(self, address: str) -> SplitResult:
+        try:
+            parts = urlsplit(address)
+            port = parts.port or 443
+            (parts.hostname or "").encode("idna")
+        except ValueError as error:
+            raise Refusal(400, f"the address {address[:100]!r} cannot be read", ACCEPTED_ADDRESS) from error
+        usable = parts.scheme == "https" and parts.hostname and "@" not in parts.netloc and port == self.port
+        if not usable or not address.isascii() or not address.isprintable() or " " in address:
+            raise Refusal(400, f"the address {address[:100]!r} is not fetched", ACCEPTED_ADDRESS)
+        return parts
+
+    def _visit(self, parts: SplitResult, deadline: float) -> bytes | str:
+        """The bytes at one address, or where it redirects to."""
+        host = str(parts.hostname)
+        ip = self.resolve(host, self.port)
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            raise self._late()
+        connection = HTTPSConnection(
+            ip, self.port, timeout=timeout, server_hostname=host, assert_hostname=host, ssl_context=self.context
+        )
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "graft"}
+        try:
+            connection.connect()
+            with _cut_at(connection.sock, deadline):
+                connection.request("GET", target, headers=headers, preload_content=False)
+                with contextlib.closing(connection.getresponse()) as response:
+                    return self._read(response)
+        except (HTTPError, HTTPException, CertificateError, OSError) as error:
+            if time.monotonic() >= deadline or isinstance(error, TimeoutError):
+                raise self._late() from error
+            problem = f"the host {host[:100]!r} did not answer as it should: {type(error).__name__}"
+            raise Refusal(400, problem, ACCEPTED_ADDRESS) from error
+        finally:
+            connection.close()
+
+    def _read(self, response: BaseHTTPResponse) -> bytes | str:
+        if response.status in _MOVED and response.headers.get("Location"):
+            return str(response.headers["Location"])
+        if response.status != 200:
+            raise Refusal(400, f"the address answered with {response.status}", ACCEPTED_ADDRESS)
+        self._check_size(response.length_remaining or 0)
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := response.read(_CHUNK, decode_content=False):
+            chunks.append(chunk)
+            size += len(chunk)
+            self._check_size(size)
+        return b"".join(chunks)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.size:
+            raise Refusal(413, f"the photo has {size} bytes or more", f"a photo may have {self.size} bytes")
+
+    def _late(self) -> Refusal:
+        return Refusal(504, f"the photo did not arrive within {self.seconds:g} s", "send the photo itself")
+
+
+@contextlib.contextmanager
+def _cut_at(sock: socket.socket, deadline: float) -> Iterator[None]:
+    """Shut a socket down at the deadline: its own timeout begins anew with every byte that drips in."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,114 @@
+"""The way of a request through the server: a bounded number inside, decoding beside inference, one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from graft.environment import available_cores
+from graft.images import InputSpec, Pixels
+from serve.answers import Answer
+from serve.metrics import Metrics
+from serve.reading import Fetch, Limits, decode, read_photos
+from serve.refusals import Refusal
+
+T = TypeVar("T")
+
+
+class Model(Protocol):
+    """What the server needs of a model; `serve.model.ServedModel` is one."""
+
+    @property
+    def spec(self) -> InputSpec:
+        """What it expects of a photo."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its classes."""
+
+    @property
+    def model_id(self) -> str:
+        """Of the run that made it."""
+
+    def predict(self, images: Pixels) -> list[Answer]:
+        """Answers for uint8 [B, S, S, 3]."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Threads: of the engine in all, its calls side by side, of decoding."""
+
+    threads: int
+    streams: int
+    decoders: int
+
+
+def lay_out(mode: str, threads: int | None, cores: int | None = None) -> Layout:
+    """Threads for `serve.mode` (latency or throughput) and `serve.threads` on the cores of this process.
+
+    docs/decisions/0017 has the measurements: more threads than cores cost throughput, never gain any.
+    """
+    cores = cores or available_cores()
+    threads = threads or cores
+    return Layout(threads, threads if mode == "throughput" else 1, decoders=cores)
+
+
+class Queue:
+    """Takes requests in, and their photos through decoding and the model.
+
+    Args:
+        places: requests inside at once. It bounds memory: each holds at most a body and its photos.
+        layout: the threads.
+        metrics: what is counted.
+    """
+
+    def __init__(self, places: int, layout: Layout, metrics: Metrics) -> None:
+        self.places, self.metrics, self.inside = places, metrics, 0
+        self._decoders = ThreadPoolExecutor(layout.decoders, "decode")
+        self._engine = ThreadPoolExecutor(layout.streams, "infer")
+        # Fetching waits for others: it must not keep a decoder busy.
+        self._fetchers = ThreadPoolExecutor(8, "fetch")
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place inside, for as long as the context lasts; Refusal 503 where there is none."""
+        if self.inside >= self.places:
+            self.metrics.refused.inc()
+            raise Refusal(503, f"{self.inside} requests are waiting already", "try again", retry_after=1)
+        self.inside += 1
+        self.metrics.inside.set(self.inside)
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            self.metrics.inside.set(self.inside)
+
+    async def photos(self, body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> list[bytes]:
+        """The encoded photos of a body. Raises Refusal."""
+        executor = self._fetchers if fetch else self._decoders
+        return await _run(executor, read_photos, body, content_type, limits, fetch)
+
+    async def answers(self, model: Model, photos: Sequence[bytes], limits: Limits) -> list[Answer]:
+        """What the model says of the photos. Raises Refusal where one cannot be decoded."""
+        with self.metrics.time("decode"):
+            jobs = [_run(self._decoders, decode, photo, model.spec, limits) for photo in photos]
+            pixels = np.stack(await asyncio.gather(*jobs))
+        self.metrics.photos.observe(len(pixels))
+        with self.metrics.time("infer"):
+            return await _run(self._engine, model.predict, pixels)
+
+    def close(self) -> None:
+        """Let the threads go; what has not begun is dropped."""
+        for executor in (self._decoders, self._engine, self._fetchers):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _run(executor: Executor, function: Callable[..., T], *arguments: object) -> T:
+    """Run in a thread; cancelling drops what has not begun."""
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

@@ -1,0 +1,143 @@
+"""What a request asks about: media types, JSON and limits; its bytes to the pixels that the model was trained on.
+
+Nothing of a request is trusted: its type is looked at for JSON or not, an image is recognised by its
+first bytes, and every size is checked before the memory for it is spent. docs/serving.md, "Inputs",
+lists what each input is answered with; a test posts every line of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from graft.images import ImageError, InputSpec, PixelError, Pixels, open_header, render
+from serve.refusals import Refusal
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream", "application/x-image")
+JSON_TYPE = "application/json"
+
+ACCEPTED_TYPES = f"Content-Type may be {', '.join(IMAGE_TYPES)} or {JSON_TYPE}"
+ACCEPTED_IMAGES = f"an image may be a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+ACCEPTED_JSON = 'JSON may be {"image": BASE64}, {"url": "https://..."}, or a list of those'
+URL_IS_OFF = "send the photo itself, or start the server with serve.allow_url=true"
+
+Fetch = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost.
+
+    `body`: bytes of a body, and of a photo behind an address; SageMaker's own limit is 6,291,456.
+    `pixels`: width x height of a photo as stored, before it is decoded (three bytes each).
+    `frames`: of an animation, of which the first is looked at. `photos`: in one request.
+    """
+
+    body: int = 6_291_456
+    pixels: int = 50_000_000
+    frames: int = 200
+    photos: int = 32
+
+
+def read_photos(body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> list[bytes]:
+    """The encoded photos of a request, in its order; at least one.
+
+    Case and parameters of `content_type` do not matter, and without one the body is taken for an image.
+    `fetch` gets the photo behind an address; None refuses addresses. Raises Refusal: 415 for another
+    type, 413 for too much, 400 for what cannot be read, 403 for an address where addresses are off.
+    """
+    check_size(len(body), limits)
+    media_type = (content_type or IMAGE_TYPES[3]).partition(";")[0].strip().lower()
+    if media_type != JSON_TYPE and media_type not in IMAGE_TYPES:
+        raise Refusal(415, f"Content-Type {media_type[:100]!r} is not read", ACCEPTED_TYPES)
+    if not body:
+        raise Refusal(400, "the body is empty", f"{ACCEPTED_IMAGES}; {ACCEPTED_JSON}")
+    if media_type != JSON_TYPE:
+        return [body]
+    return [_photo(entry, where, fetch) for where, entry in _entries(_parse(body), limits)]
+
+
+def check_size(size: int, limits: Limits) -> None:
+    """Refuse a body of more bytes than accepted, by its announced length or by what came so far."""
+    if size > limits.body:
+        raise Refusal(413, f"the body has {size} bytes or more", f"a body may have {limits.body} bytes")
+
+
+def decode(data: bytes, spec: InputSpec, limits: Limits) -> Pixels:
+    """The photo as the model expects it: uint8 [S, S, 3], RGB, upright.
+
+    Raises Refusal: 400 for another format, damage or a missing end, 413 for too many pixels or frames.
+    """
+    try:
+        header = open_header(data, FORMATS)
+        width, height = header.size
+        if width * height > limits.pixels:
+            problem = f"the photo has {width} x {height} = {width * height} pixels"
+            raise Refusal(413, problem, f"a photo may have {limits.pixels} pixels")
+        frames = getattr(header, "n_frames", 1)
+        if frames > limits.frames:
+            raise Refusal(413, f"the photo has {frames} frames", f"a photo may have {limits.frames} frames")
+        rendered = render(data, spec)
+    except PixelError as error:
+        raise Refusal(413, f"the photo has {error}", f"a photo may have {limits.pixels} pixels") from error
+    except ImageError as error:
+        raise Refusal(400, f"the photo cannot be read: {error}", ACCEPTED_IMAGES) from error
+    if rendered.truncated:
+        raise Refusal(400, f"the photo ends early, after {len(data)} bytes", "a photo must be complete")
+    return rendered.pixels
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise Refusal(400, "the JSON is nested too deeply", ACCEPTED_JSON) from error
+    except ValueError as error:
+        raise Refusal(400, f"the body is not JSON: {str(error)[:200]}", ACCEPTED_JSON) from error
+
+
+def _entries(document: Any, limits: Limits) -> list[tuple[str, Any]]:
+    """The entries of a document, each with the words that say where it stands."""
+    if not isinstance(document, list):
+        return [("the JSON", document)]
+    if not document:
+        raise Refusal(400, "the list is empty", ACCEPTED_JSON)
+    if len(document) > limits.photos:
+        raise Refusal(400, f"the list has {len(document)} entries", f"a list may have {limits.photos} entries")
+    return [(f"entry {index} of the list", entry) for index, entry in enumerate(document)]
+
+
+def _photo(entry: Any, where: str, fetch: Fetch | None) -> bytes:
+    if not isinstance(entry, dict):
+        raise Refusal(400, f"{where} is a {_kind(entry)}", ACCEPTED_JSON)
+    keys = sorted(entry)
+    if keys not in (["image"], ["url"]):
+        problem = f"{where} has the keys {', '.join(keys)[:100]}" if keys else f"{where} has no keys"
+        raise Refusal(400, problem, ACCEPTED_JSON)
+    (value,) = entry.values()
+    if not isinstance(value, str) or not value:
+        found = "empty" if value == "" else f"a {_kind(value)}"
+        raise Refusal(400, f"{keys[0]!r} in {where} is {found}", ACCEPTED_JSON)
+    if keys == ["image"]:
+        return _decode_base64(value, where)
+    if fetch is None:
+        raise Refusal(403, f"'url' in {where}: addresses are not fetched here", URL_IS_OFF)
+    return fetch(value)
+
+
+def _decode_base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refusal(400, f"'image' in {where} is not base64: {error}", ACCEPTED_JSON) from error
+
+
+def _kind(value: Any) -> str:
+    """A JSON value's kind in JSON's own words."""
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,125 @@
+"""The server as a process: uvicorn around serve/app.py, with its threads, limits and logs from the configuration.
+
+One process: uvicorn's workers share connections unevenly (eight on one of two, docs/decisions/0015).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from serve.access import JsonLines
+from serve.app import Service, create_app
+from serve.fetching import Fetcher
+from serve.metrics import Metrics
+from serve.model import ServedModel
+from serve.queue import Queue, lay_out
+from serve.reading import Limits
+
+if TYPE_CHECKING:
+    from graft.config import ServeConfig
+
+# SageMaker kills 30 s after SIGTERM; what is inside has this long to be answered.
+DRAIN_SECONDS = 25
+# A head of a few hundred bytes that takes longer is held back on purpose.
+HEAD_SECONDS = 10.0
+FETCH_SECONDS = 10.0
+# Beyond the 60 s for which load balancers keep idle connections, so that they close first, not us.
+KEEP_ALIVE_SECONDS = 65
+
+
+def run(config: ServeConfig, bundle: Path) -> None:
+    """Serve a bundle, or an unpacked model.tar.gz, until SIGTERM or Ctrl-C; what is inside is answered first."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    make_server(make_service(config, bundle), config.host, config.port).run()
+
+
+def make_service(config: ServeConfig, bundle: Path) -> Service:
+    """What answers, with nothing loaded yet."""
+    layout = lay_out(config.mode.value, config.threads)
+    limits = Limits(body=config.max_bytes, pixels=config.max_pixels, photos=config.max_photos)
+
+    def load() -> ServedModel:
+        model = ServedModel.load(
+            bundle,
+            engine=config.engine.value,
+            precision=config.precision.value,
+            threads=layout.threads,
+            streams=layout.streams,
+        )
+        model.check_parity()  # sixteen photos: it warms the engine too
+        return model
+
+    return Service(
+        load=load,
+        queue=Queue(config.queue, layout, Metrics()),
+        limits=limits,
+        deadline=config.deadline,
+        top_k=config.top_k,
+        fetch=Fetcher(limits.body, FETCH_SECONDS) if config.allow_url else None,
+    )
+
+
+def make_server(service: Service, host: str, port: int, head_seconds: float = HEAD_SECONDS) -> uvicorn.Server:
+    """A server that is not running yet: `run` blocks, and ends on SIGTERM or once `should_exit` is set."""
+
+    class Protocol(ImpatientProtocol):
+        seconds = head_seconds
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(service),
+            host=host,
+            port=port,
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+    )
+
+
+class ImpatientProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, that also closes connections whose request head does not come: it has no such limit."""
+
+    seconds = HEAD_SECONDS
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Begin to wait with the first bytes of a head, and stop once it is whole."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait()
+        else:
+            self._stop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._waiting is None:
+            self._waiting = self.loop.call_later(self.seconds, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None

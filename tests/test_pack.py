@@ -1,0 +1,237 @@
+"""From a run to model.tar.gz and back: the same model, the same bytes, and nothing unpacked where it must not be."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from graft.artifacts import read_manifest, read_parity
+from graft.errors import ConfigError, RunError
+from graft.images import render
+from serve.archive import opened, unpack, write_archive
+from serve.engines import load_engine
+from serve.model import ServedModel, check_parity, softmax
+
+HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "hydra", "omegaconf", "boto3", "botocore", "optuna")
+# What SageMaker's toolkit does, in a process that sees the archive's code alone.
+ALONE = """
+import sys
+folder, photo = sys.argv[1:]
+sys.path[:] = [path for path in sys.path if "site-packages" in path or "lib" in path]
+sys.path.insert(0, folder + "/code")
+import inference
+assert sys.modules["serve.handler"].__file__.startswith(folder), sys.modules["serve.handler"].__file__
+assert sys.modules["graft.images"].__file__.startswith(folder)
+
+class Context:
+    status = 200
+    def set_response_status(self, code, phrase):
+        self.status = code
+
+model, context = inference.model_fn(folder), Context()
+body, kind = inference.transform_fn(model, open(photo, "rb").read(), "image/jpeg", "application/json", context)
+print(body.decode())
+body, kind = inference.transform_fn(model, b"no photo", "image/jpeg", "application/json", context)
+print(context.status, body.decode())
+print(*sys.modules)
+"""
+
+
+@pytest.fixture
+def unpacked(packed_run: Path, tmp_path: Path) -> Path:
+    unpack(packed_run / "model.tar.gz", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def pixels_of(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    samples, spec = read_parity(folder), read_manifest(folder).input
+    images = np.stack([render(sample.data, spec).pixels for sample in samples])
+    return images, np.stack([sample.logits for sample in samples])
+
+
+def test_both_engines_give_the_logits_of_the_run(packed_run: Path, unpacked: Path) -> None:
+    images, expected = pixels_of(unpacked)
+    for folder, name in ((unpacked, "openvino"), (packed_run / "bundle", "torch")):
+        model = ServedModel.load(folder, engine=name, precision="fp32", threads=1)
+        logits, features = model.engine.run(images)
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+        assert features.shape == (len(images), 512)
+        # Any number at a time: an export at a fixed one would answer one row, or all alike.
+        np.testing.assert_allclose(model.engine.run(images[:1])[0], expected[:1], atol=1e-4)
+        np.testing.assert_allclose(model.engine.run(images[:5])[0], expected[:5], atol=1e-4)
+        assert model.check_parity() < 1e-3
+
+
+def test_features_of_both_engines_are_the_same(packed_run: Path, unpacked: Path) -> None:
+    images, _ = pixels_of(unpacked)
+    exported = ServedModel.load(unpacked, threads=1).engine.run(images)[1]
+    reference = ServedModel.load(packed_run / "bundle", threads=1).engine.run(images)[1]
+    np.testing.assert_allclose(exported, reference, atol=1e-4)
+
+
+def test_answers_are_calibrated_and_name_the_classes(unpacked: Path) -> None:
+    images, expected = pixels_of(unpacked)
+    model = ServedModel.load(unpacked, threads=1)
+    answers = model.predict(images)
+    temperature = np.float32(read_manifest(unpacked).temperature)
+    np.testing.assert_allclose(
+        np.stack([answer.probabilities for answer in answers]),
+        softmax((expected / temperature).astype(np.float32)),
+        atol=1e-4,
+    )
+    assert model.labels == ("class_0", "class_1", "class_2")
+    assert answers[0].top(1)[0]["label"] == model.labels[int(expected[0].argmax())]
+
+
+def test_a_run_says_when_its_answers_are_doubted(packed_run: Path) -> None:
+    doubts = read_manifest(packed_run / "bundle").doubts
+    assert doubts is not None
+    assert doubts.distance is not None
+    # Three classes are too few to hold one out.
+    assert "held_out/refused" not in doubts.rates
+    assert doubts.rates["valid/refused"] == pytest.approx(1 / 21)
+
+
+def test_softmax_is_that_of_large_numbers_too() -> None:
+    np.testing.assert_allclose(softmax(np.array([[1000, 1000 + np.log(3)]], np.float32)), [[0.25, 0.75]], atol=1e-4)
+
+
+def test_the_archive_holds_what_an_endpoint_needs_and_no_second_copy_of_the_weights(packed_run: Path) -> None:
+    with tarfile.open(packed_run / "model.tar.gz") as tar:
+        entries = tar.getmembers()
+    names = [entry.name for entry in entries]
+    assert {"manifest.json", "network.xml", "network.bin", "novelty.safetensors", "code/inference.py"} <= set(names)
+    assert "model.safetensors" not in names
+    assert names == sorted(names)
+    assert {(entry.mtime, entry.uid, entry.gid, entry.uname, entry.mode) for entry in entries} == {(0, 0, 0, "", 0o644)}
+    assert read_manifest_of(packed_run)["export"]["precision"] == "fp32"
+
+
+def test_the_packages_in_the_archive_are_those_that_its_code_imports(unpacked: Path) -> None:
+    pins = (unpacked / "code" / "requirements.txt").read_text().splitlines()
+    assert f"openvino=={version('openvino')}" in pins
+    names = {"cv2": "opencv-python-headless", "PIL": "pillow"}
+    trees = [ast.parse(path.read_text()) for path in (unpacked / "code").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"graft", "serve", "torch"}
+    assert {names.get(package, package) for package in packages} == {pin.partition("==")[0] for pin in pins}
+
+
+def read_manifest_of(run_dir: Path) -> dict[str, dict[str, str]]:
+    with tarfile.open(run_dir / "model.tar.gz") as tar:
+        file = tar.extractfile("manifest.json")
+        assert file is not None
+        content: dict[str, dict[str, str]] = json.load(file)
+        return content
+
+
+def test_the_same_model_gives_the_same_bytes(packed_run: Path, unpacked: Path) -> None:
+    shutil.rmtree(unpacked / "code")
+    write_archive(unpacked, unpacked.parent / "again.tar.gz")
+    assert (unpacked.parent / "again.tar.gz").read_bytes() == (packed_run / "model.tar.gz").read_bytes()
+
+
+def test_the_archive_alone_answers_a_photo_and_loads_nothing_heavy(unpacked: Path, packed_run: Path) -> None:
+    photo = next((packed_run.parent / "photos" / "test" / "class_1").glob("*.jpg"))
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(unpacked), str(photo)],
+        capture_output=True,
+        text=True,
+        cwd=unpacked,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    answer, refusal, modules = done.stdout.splitlines()
+    said = json.loads(answer)
+    assert said["model"] == read_manifest(unpacked).model_id
+    assert {row["label"] for row in said["predictions"]} == {"class_0", "class_1", "class_2"}
+    assert refusal.startswith('400 {"error": {"status": 400')
+    assert not [name for name in HEAVY if name in modules.split()]
+
+
+def test_a_network_that_was_exchanged_is_refused(unpacked: Path) -> None:
+    (unpacked / "network.bin").write_bytes(b"\0" * (unpacked / "network.bin").stat().st_size)
+    with pytest.raises(RunError, match=r"holds another network than manifest\.json says; copy or pack the model again"):
+        ServedModel.load(unpacked)
+
+
+def test_logits_that_are_others_than_the_samples_say_are_refused(tmp_path: Path) -> None:
+    expected = [np.array([3, 4], np.float32), np.array([0, 5], np.float32)]
+    # 0.5 apart, of length 5: a tenth.
+    found = np.array([[3, 4], [0, 5.5]], np.float32)
+    message = "the fp32 engine does not reproduce parity sample 01: logits differ by 0.1 of their length"
+    with pytest.raises(RunError, match=message):
+        check_parity(tmp_path, "fp32", found, expected)
+    assert check_parity(tmp_path, "int8", found, expected) == pytest.approx(0.1)
+    with pytest.raises(RunError, match="does not reproduce parity sample 00"):
+        check_parity(tmp_path, "int8", np.full((2, 2), np.nan, np.float32), expected)
+
+
+def test_precisions_that_a_model_does_not_offer_are_refused(packed_run: Path, unpacked: Path) -> None:
+    with pytest.raises(ConfigError, match="was exported in fp32, which serves auto or fp32 or bf16"):
+        load_engine(unpacked, "openvino", exported="fp32", precision="int8", threads=1)
+    with pytest.raises(ConfigError, match=r"serve\.engine=torch computes in fp32 alone"):
+        load_engine(packed_run / "bundle", "torch", exported=None, precision="bf16", threads=1)
+    with pytest.raises(ConfigError, match=r"serve\.engine=torch: .* was packed, which serves openvino"):
+        ServedModel.load(unpacked, engine="torch")
+    with pytest.raises(RunError, match=r"holds no exported network, which serve\.engine=openvino needs"):
+        ServedModel.load(packed_run / "bundle", engine="openvino")
+
+
+def archive_of(path: Path, entry: tarfile.TarInfo, content: bytes = b"") -> Path:
+    entry.size = len(content)
+    with tarfile.open(path, "w:gz") as tar:
+        tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def linked(kind: bytes) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo("link")
+    entry.type, entry.linkname = kind, "/etc/passwd"
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (tarfile.TarInfo("../outside"), "would be extracted to"),
+        (tarfile.TarInfo("a/../../outside"), "would be extracted to"),
+        (linked(tarfile.SYMTYPE), "its entry 'link' is no plain file"),
+        (linked(tarfile.LNKTYPE), "its entry 'link' is no plain file"),
+        (linked(tarfile.CHRTYPE), "its entry 'link' is no plain file"),
+    ],
+)
+def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path: Path, entry: tarfile.TarInfo, message: str) -> None:
+    archive = archive_of(tmp_path / "model.tar.gz", entry)
+    with pytest.raises(RunError, match=message):
+        unpack(archive, tmp_path / "in" / "model")
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path, packed_run: Path) -> None:
+    whole = (packed_run / "model.tar.gz").read_bytes()
+    for number, content in enumerate((b"", b"no archive", whole[: len(whole) // 2])):
+        (tmp_path / f"{number}.tar.gz").write_bytes(content)
+        with pytest.raises(RunError, match="cannot be unpacked"), opened(tmp_path / f"{number}.tar.gz"):
+            pass
+
+
+def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.archive.MAX_BYTES", 1000)
+    archive = archive_of(tmp_path / "model.tar.gz", tarfile.TarInfo("zeros"), b"\0" * 1001)
+    with pytest.raises(RunError, match="unpacks to more than 1000 files or 1,000 bytes"):
+        unpack(archive, tmp_path / "model")
