@@ -86,12 +86,14 @@ def test_the_files_of_a_run(first: Path) -> None:
         "checkpoints",
         "config.yaml",
         "data.json",
+        "debugger",
         "environment.json",
         "evaluation.json",
         "logs",
         "metrics.json",
         "overrides.json",
         "predictions.csv",
+        "report.html",
         "run.json",
     }
     assert read_json(first / "run.json")["state"] == "finished"
