@@ -94,6 +94,7 @@ def test_the_files_of_a_run(first: Path) -> None:
         "overrides.json",
         "predictions.csv",
         "profiler",
+        "report.html",
         "run.json",
     }
     assert read_json(first / "run.json")["state"] == "finished"

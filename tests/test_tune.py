@@ -138,7 +138,7 @@ def test_the_figures_are_there(eight: SearchResult) -> None:
 def test_the_summary_says_what_there_is_to_say(eight: SearchResult) -> None:
     said = list(sentences(eight))
     assert said[0].startswith("trials: 8, ")
-    for start_of_one in ("gain: best over default", "importance: too few trials", "epochs: ", "retrained: ", "next: "):
+    for start_of_one in ("gain: best over default", "importance: too few trials", "epochs: ", "retrained: ", "files: "):
         assert sum(sentence.startswith(start_of_one) for sentence in said) == 1
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from graft.artifacts import read_state
 from graft.diagnosis import Diagnosis, read_diagnosis
 from graft.errors import RunError
+from graft.profiler.records import read_phases, read_samples
 from graft.report.losses import Course, read_course
 from graft.report.predictions import Prediction, read_predictions
 
@@ -99,6 +100,7 @@ class Reader:
 def read_run(path: Path) -> RunFiles:
     """All that the report shows of a run, whatever its state."""
     reader, no_config = Reader(path), dict[str, Any]()
+    no_samples, no_phases = dict[str, NDArray[np.float64]](), dict[str, float]()
     return RunFiles(
         path=path,
         state=read_state(path),
@@ -110,8 +112,8 @@ def read_run(path: Path) -> RunFiles:
         environment=reader.json("environment.json"),
         predictions=reader.take("predictions.csv", read_predictions, ()),
         course=reader.take("", read_course, Course({}, {})),
-        samples={},
-        phases={},
+        samples=reader.take("profiler", lambda _: read_samples(path), no_samples),
+        phases=reader.take("profiler", lambda _: read_phases(path), no_phases),
         debugger=reader.take("debugger/findings.json", read_findings, None),
         profiler=reader.take("profiler/findings.json", read_findings, None),
         damaged=tuple(reader.damaged),
