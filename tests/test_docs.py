@@ -44,7 +44,11 @@ def test_the_make_commands_are_run_by_ci() -> None:
 
 
 def test_linked_files_exist() -> None:
-    for document in ["README.md", "docs/your-data.md", "docs/tune.md", "docs/debugger.md", "docs/decisions/README.md"]:
+    for document in [
+        "README.md",
+        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+        "docs/decisions/README.md",
+    ]:
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
             assert (folder / target).exists(), f"{document} links to {target}"
@@ -54,7 +58,7 @@ def test_linked_files_exist() -> None:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reader's folder: the checkout's programs, photos both split and unsplit, and weights in torch.hub's cache."""
     home = tmp_path_factory.mktemp("reader")
-    for name in ("train.py", "tune.py", "conf"):
+    for name in ("train.py", "tune.py", "conf", "serve"):
         (home / name).symlink_to(ROOT / name)
     draw_folder(home / "photos", classes=3, train=12, valid=4, test=4)
     unsplit = home / "unsplit"
