@@ -144,9 +144,8 @@ async def _answer(service: Service, request: Request, begun: float) -> Response:
         photos = await _unless_gone(request, service.queue.photos(body, content_type, service.limits, service.fetch))
     request.state.photos = len(photos)
     answers = await _unless_gone(request, service.queue.answers(model, photos, service.limits))
-    many = body.lstrip()[:1] == b"[" and photos[0] is not body
     milliseconds = 1000 * (time.perf_counter() - begun)
-    content, media_type = write_answer(answers, accept, top_k, milliseconds, model.model_id, many=many)
+    content, media_type = write_answer(answers, accept, top_k, milliseconds, model.model_id, many=photos.listed)
     return Response(content, media_type=media_type)
 
 

@@ -28,8 +28,15 @@ REDIRECTS = 3
 
 _MOVED = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
-# Addresses that stand for an IPv4 address and would be routed to it: RFC 6052, RFC 8215, RFC 3056.
-_TRANSLATED = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16"))
+# Addresses that stand for an IPv4 address and may be routed to it (RFC 6052, 8215, 3056, 4291 2.5.5.1, 2765, 7526), and
+# site-local ones, which RFC 3879 gave up and networks may still use.
+_NOT_ITSELF = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        *("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96", "::ffff:0:0:0/96", "fec0::/10"),
+        "192.88.99.0/24",
+    )
+)
 
 
 def is_public(address: str) -> bool:
@@ -41,7 +48,7 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.scope_id or ip.teredo):
         return False
-    return ip.is_global and not ip.is_multicast and not any(ip in net for net in _TRANSLATED)
+    return ip.is_global and not ip.is_multicast and not any(ip in net for net in _NOT_ITSELF)
 
 
 def resolve_public(host: str, port: int) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from graft.errors import ConfigError
 from serve.answers import Answer, write_answer
 from serve.model import ServedModel
-from serve.reading import Limits, decode, read_photos
+from serve.reading import Limits, Photos, decode, read_photos
 from serve.refusals import Refusal
 
 Body = bytes | bytearray | str
@@ -45,7 +45,7 @@ def model_fn(model_dir: str | Path, context: Any = None) -> ServedModel:
     return model
 
 
-def input_fn(request_body: Body, content_type: str | None, context: Any = None) -> list[bytes]:
+def input_fn(request_body: Body, content_type: str | None, context: Any = None) -> Photos:
     """The encoded photos of a request.
 
     Raises:
@@ -84,12 +84,10 @@ def transform_fn(
     """Answer a request of the toolkit; a refusal sets the status of its `context` and is the body."""
     started = time.perf_counter()
     try:
-        body = _bytes(request_body)
-        photos = input_fn(body, content_type)
-        many = body.lstrip()[:1] == b"[" and photos[0] is not body
+        photos = input_fn(request_body, content_type)
         answers = predict_fn(photos, model)
         taken = 1000 * (time.perf_counter() - started)
-        return write_answer(answers, accept, _top_k(), taken, model.model_id, many=many)
+        return write_answer(answers, accept, _top_k(), taken, model.model_id, many=photos.listed)
     except Refusal as refusal:
         context.set_response_status(code=refusal.status, phrase="refused")
         return refusal.body(), "application/json"

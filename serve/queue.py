@@ -15,7 +15,7 @@ from graft.environment import available_cores
 from graft.images import InputSpec, Pixels
 from serve.answers import Answer
 from serve.metrics import Metrics
-from serve.reading import Fetch, Limits, decode, read_photos
+from serve.reading import Fetch, Limits, Photos, decode, read_photos
 from serve.refusals import Refusal
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Queue:
             self.inside -= 1
             self.metrics.inside.set(self.inside)
 
-    async def photos(self, body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> list[bytes]:
+    async def photos(self, body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> Photos:
         """The encoded photos of a body. Raises Refusal."""
         executor = self._fetchers if fetch else self._decoders
         return await _run(executor, read_photos, body, content_type, limits, fetch)

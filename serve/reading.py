@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,15 @@ class Limits:
     photos: int = 32
 
 
-def read_photos(body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> list[bytes]:
+class Photos(list[bytes]):
+    """The encoded photos of a request, in its order; `listed` where it was a list, and so its answer is one."""
+
+    def __init__(self, photos: Iterable[bytes], *, listed: bool = False) -> None:
+        super().__init__(photos)
+        self.listed = listed
+
+
+def read_photos(body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> Photos:
     """The encoded photos of a request, in its order; at least one.
 
     Case and parameters of `content_type` do not matter, and without one the body is taken for an image.
@@ -58,8 +66,10 @@ def read_photos(body: bytes, content_type: str | None, limits: Limits, fetch: Fe
     if not body:
         raise Refusal(400, "the body is empty", f"{ACCEPTED_IMAGES}; {ACCEPTED_JSON}")
     if media_type != JSON_TYPE:
-        return [body]
-    return [_photo(entry, where, fetch) for where, entry in _entries(_parse(body), limits)]
+        return Photos([body])
+    document = _parse(body)
+    photos = (_photo(entry, where, fetch) for where, entry in _entries(document, limits))
+    return Photos(photos, listed=isinstance(document, list))
 
 
 def check_size(size: int, limits: Limits) -> None:

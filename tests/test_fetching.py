@@ -47,6 +47,10 @@ from serve.refusals import Refusal
         "64:ff9b:1::a00:1",
         "2001:0:7f00:1::1",
         "2001:db8::1",
+        "::7f00:1",
+        "::ffff:0:7f00:1",
+        "192.88.99.1",
+        "fec0::1",
     ],
 )
 def test_addresses_that_are_never_visited(address: str) -> None:

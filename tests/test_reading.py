@@ -56,6 +56,15 @@ def test_json_gives_images_and_addresses_in_order() -> None:
     assert fetched == [b"one", b"https://host/two"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-be"])
+def test_a_list_of_one_is_a_list_in_every_encoding_of_json(encoding: str) -> None:
+    entry = json.dumps({"image": base64.b64encode(b"one").decode()})
+    for text, listed in ((f" [{entry}]", True), (entry, False)):
+        photos = read_photos(text.encode(encoding), "application/json", LIMITS, None)
+        assert (photos, photos.listed) == ([b"one"], listed)
+    assert not read_photos(b"[", "image/jpeg", LIMITS, None).listed
+
+
 def test_a_refused_type_names_what_is_accepted() -> None:
     answer = refusal(b"photo=1", "application/x-www-form-urlencoded")
     assert json.loads(answer.body()) == {
