@@ -163,6 +163,7 @@ def test_the_manifest_tells_what_the_model_is(bundle: Path, photos: Path) -> Non
         "README.md",
         "manifest.json",
         "model.safetensors",
+        "novelty.safetensors",
         "parity",
     ]
 

@@ -59,11 +59,14 @@ def fit_novelty(features: Floats, labels: Labels) -> Novelty:
     share[members, np.arange(len(labels))] = 1 / np.bincount(members)[members]
     means = (share @ features).astype(np.float64)
     centre = features.mean(axis=0, dtype=np.float64)
-    root = np.linalg.cholesky(_shrunk(features - means[members].astype(np.float32)))
+    covariance = _shrunk(features - means[members].astype(np.float32))
+    root = np.linalg.cholesky(covariance)
     whitened = np.linalg.solve(root, (means - centre).T).T
     _, _, axes = np.linalg.svd(whitened, full_matrices=False)
     axes = axes[: max(min(DIRECTIONS, len(classes) - 1), 1)]
+    # Cosines know no scale: of length one, directions of features that hardly vary stay numbers that float32 holds.
     directions = np.linalg.solve(root.T, axes.T)
+    directions /= max(float(np.linalg.norm(directions)), TINY)
     in_space = _unit((means - centre) @ directions)
     return Novelty(centre.astype(np.float32), directions.astype(np.float32), in_space.astype(np.float32))
 

@@ -13,6 +13,8 @@ from PIL import Image
 from graft.data.stores import open_store
 from graft.errors import ConfigError, DataError
 from graft.images import InputSpec, render
+from graft.storage import is_remote
+from graft.stores import Store
 
 SIDE = 132  # pixels of a thumbnail
 QUALITY = 72  # of WebP: about 4 kB each
@@ -39,6 +41,7 @@ class Thumbnails:
         self._spec = InputSpec(SIDE, SIDE, fit)
         self._room = BUDGET
         self._made: dict[str, str | None] = {}
+        self._tags: dict[str, dict[str, bytes]] = {}
         try:
             self._store = open_store(root, "data.root", cache=cache, max_bytes=max_bytes) if root else None
         except ConfigError:
@@ -82,12 +85,22 @@ class Thumbnails:
         if self._store is None or not path.startswith(self._prefix):
             return None
         try:
-            pixels = render(self._store.read(path.removeprefix(self._prefix)), self._spec).pixels
+            name = path.removeprefix(self._prefix)
+            tag = self._tag(self._store, name) if is_remote(self._store.location) else b""
+            pixels = render(self._store.read(name, tag), self._spec).pixels
         except DataError:
             return None
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY)
         return buffer.getvalue()
+
+    def _tag(self, store: Store, name: str) -> bytes:
+        """The version of an object, by a listing of its folder: the copy that a run kept of it is then taken."""
+        folder, _, file = name.rpartition("/")
+        if folder not in self._tags:
+            listing = store.list(folder)
+            self._tags[folder] = dict(zip(listing.names, listing.tags.tolist(), strict=True))
+        return self._tags[folder].get(file, b"")
 
 
 def thumbnails_of(config: dict[str, Any]) -> Thumbnails:
