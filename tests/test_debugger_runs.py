@@ -74,7 +74,7 @@ def flip(source: Path, target: Path, share: float = 0.2) -> Path:
     return target
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_healthy_demo_has_no_finding(seed: int, demo: Path) -> None:
     assert train_demo(demo, f"healthy{seed}", f"seed={seed}") == []
     diagnosis = read_diagnosis(demo / f"healthy{seed}" / "debugger" / "findings.json")
@@ -87,6 +87,7 @@ def test_wrong_labels_are_named_in_a_demo(demo: Path) -> None:
     assert found[0] == "label_noise_suspected"
 
 
+@pytest.mark.slow
 def test_a_batch_of_two_is_named_in_a_demo(demo: Path) -> None:
     found = train_demo(demo, "jagged", "data.batch_size=2", "trainer.max_epochs=4")
     assert found == ["noisy_loss"]
