@@ -410,7 +410,15 @@ def test_a_report_that_fails_fails_no_run(tmp_path: Path, capsys: pytest.Capture
 
 def row(number: int, lr: float, backbone: str, state: str, value: float | None, reason: str = "") -> dict[str, Any]:
     params = {"optim.lr": lr, "model.backbone": backbone}
-    return {"number": number, "params": params, "state": state, "value": value, "reason": reason, "seconds": 2.0}
+    return {
+        "number": number,
+        "params": params,
+        "state": state,
+        "value": value,
+        "reason": reason,
+        "seconds": 2.0,
+        "steps": 9,
+    }
 
 
 STUDY = {

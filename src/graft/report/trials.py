@@ -124,4 +124,5 @@ def heights(values: Sequence[Value], *, logarithmic: bool) -> list[float]:
 
 def _trial(row: dict[str, Any], curve: Sequence[tuple[int, float | None]]) -> Trial:
     points = tuple((int(step), float(loss)) for step, loss in curve if loss is not None)
-    return Trial(**{**row, "curve": points})
+    own = ("number", "params", "state", "value", "reason", "seconds")
+    return Trial(**{name: row[name] for name in own}, curve=points)
