@@ -36,8 +36,11 @@ demo: $(STAMP)
 	rm -rf $(DEMO_DIR)
 	$(PY) train.py data=demo run_dir=$(DEMO_DIR) $(ARGS)
 
+# In two processes: one that had run all of them crashed twice (a segmentation fault in test_runs_s3), and neither half
+# does; the cause is not known yet.
 test: $(STAMP)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest tests/test_[a-q]*.py $(ARGS)
+	$(PY) -m pytest tests/test_[r-z]*.py $(ARGS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .
