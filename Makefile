@@ -25,12 +25,14 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } 
 STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml constraints-smdebug.txt; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench picture test-smdebug
+.PHONY: help environment environment-smdebug demo test check bench picture test-smdebug
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 environment: $(STAMP)
+
+environment-smdebug: $(STAMP_SMDEBUG)
 
 demo: $(STAMP)
 	rm -rf $(DEMO_DIR)

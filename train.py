@@ -40,6 +40,7 @@ def main(tree: DictConfig) -> None:
                 toy=result.toy,
                 remarks=result.remarks,
                 findings=result.findings,
+                costs=result.costs,
                 report=result.report,
             )
 

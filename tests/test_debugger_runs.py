@@ -164,8 +164,9 @@ def test_replay_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_findings_are_printed_at_the_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     metrics = {"time/features_s": 1.0, "time/fit_s": 1.0, "time/total_s": 2.0}
-    run_table(tmp_path, metrics, toy=False, findings=["overfit (since step 3): [it] is; change: x"])
-    assert "training: overfit (since step 3): [it] is; change: x\n" in capsys.readouterr().out
+    found, cost = "overfit (since step 3): [it] is; change: x", "dataloader: 1 s; change: y"
+    run_table(tmp_path, metrics, toy=False, findings=[found], costs=[cost])
+    assert f"training: {found}\nspeed: {cost}\n" in capsys.readouterr().out
 
 
 def test_smdebug_is_refused_before_anything_else_where_it_cannot_work(

@@ -24,7 +24,8 @@ LAYERS = {
     | {"shards", "s3", "mirror", "locks", "diagnosis", "parquet", "intervals", "plateau", "novelty", "doubts"},
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
     2: {"data", "features", "classifier", "evaluate", "metrics", "debugger", "profiler"},
-    3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle", "report", "export", "quantise"},
+    3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle", "report", "export", "quantise"}
+    | {"recording", "rehearsal"},
     4: {"launcher", "search"},
 }
 

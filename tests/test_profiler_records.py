@@ -164,7 +164,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         started = time.perf_counter()
         result = train(config, started=started)
     (folder / "took").write_text(str(ended[0] - started))
-    (folder / "told").write_text("\n".join(result.findings))
+    (folder / "told").write_text("\n".join(result.costs))
     return folder
 
 

@@ -98,6 +98,14 @@ def with_slow_steps(count: int, slow: int) -> Records:
     return replace(records, steps={**records.steps, "data_wait": wait})
 
 
+def rehearsed(seconds: float) -> Records:
+    return recorded(replace(IMAGES, cached_epoch_s=seconds), count=16)
+
+
+def fetched(megabytes_s: float, look: float) -> Records:
+    return recorded(replace(FACTS, remote=True), look=look, samples={"net_mb_s": megabytes_s})
+
+
 TRIGGERS["step_outlier"] = with_slow_steps(300, 11)
 
 
@@ -148,6 +156,11 @@ def test_each_rule_has_a_run_that_triggers_it_and_one_that_does_not(rule: str) -
         ("step_outlier", with_slow_steps(300, 10), with_slow_steps(300, 11)),
         ("max_initialization_time", recorded(start_up=60.0), recorded(start_up=60.1)),
         ("max_initialization_time", recorded(start_up=1200.0, look=1e4), recorded(start_up=1200.1, look=1e4)),
+        # Two epochs of 4 s, less a first look of 12 batches at 0.3 s: at 1.8 s an epoch, a tenth of the run is saved.
+        ("recomputed_frozen_features", rehearsed(1.81), rehearsed(1.79)),
+        # 39 samples of half a second over 120 photos: 49.2 MB/s are 8 MB a photo.
+        ("small_files_on_s3", fetched(49.3, look=30.0), fetched(49.2, look=30.0)),
+        ("small_files_on_s3", fetched(0.5, look=4.9), fetched(0.5, look=5.0)),  # of a run of 20 s and the look
     ],
 )
 def test_the_thresholds_lie_where_they_are_said_to(rule: str, still: Records, over: Records) -> None:
@@ -208,6 +221,14 @@ def test_what_recomputed_features_cost_is_told_by_the_runs_own_seconds() -> None
     assert finding.saved_s == pytest.approx(5 * 3.8 - (6.0 - 2.0))
     assert finding.change == "features=cached"
     assert "15 s (0.015 USD) less" in finding.gain
+
+
+def test_a_rehearsed_epoch_counts_instead_of_what_the_slow_steps_suggest() -> None:
+    records = recorded(replace(IMAGES, cached_epoch_s=0.25), look=2.0)
+    finding = looked("recomputed_frozen_features", records)
+    assert finding is not None
+    assert finding.cost_s == pytest.approx(5 * (8 * 0.5 - 0.25))
+    assert finding.gain.startswith("an epoch takes 0.25 s, not 4 s")
 
 
 def test_augmented_photos_are_advised_to_keep_a_view() -> None:

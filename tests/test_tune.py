@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -140,6 +141,15 @@ def test_the_summary_says_what_there_is_to_say(eight: SearchResult) -> None:
     assert said[0].startswith("trials: 8, ")
     for start_of_one in ("gain: best over default", "importance: too few trials", "epochs: ", "retrained: ", "files: "):
         assert sum(sentence.startswith(start_of_one) for sentence in said) == 1
+
+
+def test_a_search_says_at_its_end_what_is_wrong_with_the_photos(tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos")
+    source = min((photos / "train").glob("*/*"))
+    shutil.copy(source, photos / "valid" / source.parent.name / "again.jpg")
+    result = tune(photos, tmp_path / "search", *SPACE, "search.trials=2", "search.repeats=0")
+    (said,) = [sentence for sentence in sentences(result) if sentence.startswith("data: ")]
+    assert said.startswith("data: identical_across_splits: ")
 
 
 def test_a_finished_search_is_read_and_not_run(eight: SearchResult, photos: Path, monkeypatch: Any) -> None:

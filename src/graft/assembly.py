@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from graft.artifacts import RunDirectory, open_run
 from graft.bundle import make_manifest, save_bundle
 from graft.classifier import Classifier
-from graft.config import Balance, Config, DataKind, DebuggerBackend, OnFinding, to_yaml
+from graft.config import Balance, Config, DataKind, to_yaml
 from graft.data.archive import fetch_archive
 from graft.data.demo import generate
 from graft.data.digests import DigestIndex
@@ -21,13 +21,8 @@ from graft.data.findings import Finding, not_compared
 from graft.data.folder import Folder, scan
 from graft.data.module import ImageData, default_workers, inverse_frequency
 from graft.data.stores import open_store
-from graft.debugger.judge import diagnose, is_reason_to_stop, why_stopped
-from graft.debugger.probe import Probe
-from graft.debugger.records import Facts
-from graft.debugger.smdebug_hook import SmdebugHook
-from graft.diagnosis import told
 from graft.doubts import REFERENCE_PHOTOS, fit_doubts
-from graft.environment import available_cores, git_sha
+from graft.environment import git_sha
 from graft.errors import ConfigError, DataError, WeightsError
 from graft.evaluate import Evaluation
 from graft.features.compute import Backbone, FeatureCache
@@ -40,8 +35,8 @@ from graft.novelty import write_novelty
 from graft.photos import Photos, look_at_photos
 from graft.processes import ALONE, Team
 from graft.profiler.recorder import Profile
-from graft.profiler.records import Facts as ProfileFacts
 from graft.profiler.timer import Timer, TorchTrace
+from graft.recording import build_probe, profile_facts
 from graft.s3 import fetch_file
 from graft.storage import disk_errors, is_remote, local_path
 from graft.terminal import progress_bar, say
@@ -300,77 +295,6 @@ def fit_classifier(
         watching=watching,
         timer=timer,
     )
-
-
-def open_profile(config: Config, run: RunDirectory, started: float) -> Profile:
-    """What measures the run, in the process that writes what it leaves."""
-    measures = config.profiler.enabled and run.writes
-    return Profile(run.path if measures else None, started, config.profiler.interval_s)
-
-
-def profile_facts(config: Config, photos: Photos, data: ImageData, device: str) -> ProfileFacts:
-    """What the profiler's rules must know of the run."""
-    return ProfileFacts(
-        device=device,
-        frozen=config.model.unfreeze == "head",
-        cached=config.trains_on_features,
-        augment=config.data.augment,
-        batch_size=config.data.batch_size,
-        workers=data.workers,
-        cores=available_cores(),
-        photos={name: len(split) for name, split in photos.splits.items()},
-        steps_per_epoch=len(data.train_dataloader()),
-        remote=is_remote(config.data.root),
-        keeps_copies=config.data.cache_gb > 0,
-        usd_per_hour=config.profiler.usd_per_hour,
-    )
-
-
-def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team = ALONE) -> list[Probe]:
-    """What records the fit; empty where `debugger.enabled` is false."""
-    d = config.debugger
-    if not d.enabled:
-        return []
-    with_smdebug = d.backend is DebuggerBackend.smdebug and team.leads
-    facts = Facts(
-        num_classes=data.num_classes,
-        batch_size=config.data.batch_size,
-        steps_per_epoch=len(data.train_dataloader()),
-        weighted=config.data.balance is Balance.loss,
-        smoothing=config.optim.label_smoothing,
-        learning_rate=config.optim.lr,
-    )
-    return [
-        Probe(
-            run.path,
-            facts,
-            train_interval=d.train_interval,
-            eval_interval=d.eval_interval,
-            statistics_interval=d.statistics_interval,
-            writes=team.leads,
-            beside=SmdebugHook(run.path, d.train_interval, d.eval_interval) if with_smdebug else None,
-            stop=partial(is_reason_to_stop, run.path) if d.on_finding is OnFinding.stop else None,
-        )
-    ]
-
-
-@contextmanager
-def judged(run: RunDirectory) -> Iterator[None]:
-    """A run that fails or is stopped is judged too, by what it recorded until then."""
-    try:
-        yield
-    except BaseException:
-        diagnosed(run)
-        raise
-
-
-def diagnosed(run: RunDirectory) -> tuple[str, ...]:
-    """What the debugger found, a line each; `debugger/findings.json` has it in full."""
-    if not run.writes:
-        return ()
-    found = told(diagnose(run.path))
-    stopped = why_stopped(run.path)
-    return (stopped, *found) if stopped else found
 
 
 def save_model(

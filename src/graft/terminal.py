@@ -114,6 +114,7 @@ def run_table(
     toy: bool,
     remarks: Sequence[str] = (),
     findings: Sequence[str] = (),
+    costs: Sequence[str] = (),
     report: Path | None = None,
 ) -> None:
     """Accuracy with its interval, loss and seconds of one run, where it lies and what to do next.
@@ -124,6 +125,7 @@ def run_table(
         toy: whether the photos were drawn by a program.
         remarks: what is wrong with the photos.
         findings: what the debugger found in the training.
+        costs: what the profiler found to take the most time.
         report: the page that was made of it.
     """
     from rich.console import Console
@@ -146,6 +148,8 @@ def run_table(
         out.print(f"data: {remark}", highlight=False, soft_wrap=True, markup=False)
     for finding in findings:
         out.print(f"training: {finding}", highlight=False, soft_wrap=True, markup=False)
+    for cost in costs:
+        out.print(f"speed: {cost}", highlight=False, soft_wrap=True, markup=False)
     if report:
         out.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
     out.print(f"bundle: {run_dir}/bundle", highlight=False, soft_wrap=True)

@@ -13,14 +13,11 @@ from graft.artifacts import RunDirectory
 from graft.assembly import (
     build_classifier,
     cache_folder,
-    diagnosed,
     expected_input,
     fit_classifier,
     fitting_team,
-    judged,
     look,
     open_folder,
-    open_profile,
     open_run_of,
     save_model,
     with_local_weights,
@@ -35,6 +32,8 @@ from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_p
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
 from graft.photos import Photos
 from graft.processes import join_team
+from graft.recording import diagnosed, judged, open_profile
+from graft.rehearsal import rehearse
 from graft.report.page import make_report
 from graft.terminal import progress_bar
 
@@ -48,7 +47,8 @@ class RunResult:
         metrics: name -> number; empty in a process that is not the leader of its run.
         toy: whether they are those of drawn photos.
         remarks: what is wrong with the photos, a line each.
-        findings: what the debugger found in the training, and the profiler's dearest finding, likewise.
+        findings: what the debugger found in the training, likewise.
+        costs: the profiler's dearest finding, likewise.
         report: its page; None where there is none.
     """
 
@@ -57,6 +57,7 @@ class RunResult:
     toy: bool = False
     remarks: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    costs: tuple[str, ...] = ()
     report: Path | None = None
 
 
@@ -117,11 +118,13 @@ def train(
         times["total_s"] = time.perf_counter() - started
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)
-        findings = (*diagnosed(run), *profile.conclude())
+        if fitting.size == 1:
+            rehearse(config, classifier, photos, device, profile)
+        findings, costs = diagnosed(run), profile.conclude()
         run.set_state("finished", why_stopped(run.path))
         report = make_report(run.path)
     toy, remarks = config.data.kind is DataKind.demo, tuple(summarise(photos.findings))
-    return RunResult(run.path, metrics, toy, remarks, findings, report)
+    return RunResult(run.path, metrics, toy, remarks, findings, costs, report)
 
 
 def evaluate_splits(

@@ -7,7 +7,6 @@ earlier one had recorded beyond that step does not count, for the steps were tak
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.errors import RunError
-from graft.parquet import read_part, write_part
-from graft.storage import write_text
+from graft.parquet import next_session, part_path, read_part, read_session, sessions, write_part, write_session
 
 FOLDER = "debugger"
 LOSS = "CrossEntropyLoss_output_0"  # what smdebug calls the first output of torch's CrossEntropyLoss
@@ -114,7 +112,7 @@ def read_losses(run_dir: Path) -> dict[str, Losses]:
     Raises:
         RunError: a file is damaged.
     """
-    if not _sessions(run_dir / FOLDER):
+    if not sessions(run_dir / FOLDER):
         return {}
     records = read_records(run_dir)
     found = {mode: records.losses(mode) for mode in (TRAIN, EVAL)}
@@ -123,7 +121,7 @@ def read_losses(run_dir: Path) -> dict[str, Losses]:
 
 def has_records(run_dir: Path) -> bool:
     """Whether a run recorded anything."""
-    return bool(_sessions(run_dir / FOLDER))
+    return bool(sessions(run_dir / FOLDER))
 
 
 def read_records(run_dir: Path) -> Records:
@@ -133,11 +131,11 @@ def read_records(run_dir: Path) -> Records:
         RunError: nothing was recorded, or a file is damaged.
     """
     folder = run_dir / FOLDER
-    sessions = _sessions(folder)
-    if not sessions:
+    found = sessions(folder)
+    if not found:
         raise RunError(f"{run_dir} has no records of the debugger; accepted is a run made with debugger.enabled=true")
-    latest = _read_session(sessions[max(sessions)])
-    ends = _ends({number: _read_session(path) for number, path in sessions.items()})
+    latest = read_session(found[max(found)])
+    ends = _ends({number: read_session(path) for number, path in found.items()})
     return Records(Facts(**latest["facts"]), {name: _read_table(folder, name, ends) for name in TABLES})
 
 
@@ -152,39 +150,27 @@ class RecordWriter:
 
     def __init__(self, run_dir: Path, facts: Facts, starts: Mapping[str, int]) -> None:
         self.folder = run_dir / FOLDER
-        self.session = max(_sessions(self.folder), default=0) + 1
+        self.session = next_session(self.folder)
         self._parts = 0
         content = {"facts": asdict(facts), "starts": dict(starts)}
-        write_text(self.folder / f"session-{self.session:03d}.json", json.dumps(content, indent=1) + "\n")
+        write_session(self.folder, self.session, content)
 
     def write(self, table: str, columns: Mapping[str, Sequence[Any] | Column]) -> None:
         """Write rows of a table as one part; nothing where there are none."""
         if not len(next(iter(columns.values()))):
             return
-        write_part(self.folder / f"{table}-{self.session:03d}-{self._parts:05d}.parquet", columns)
+        write_part(part_path(self.folder, table, self.session, self._parts), columns)
         self._parts += 1
 
 
-def _sessions(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.rpartition("-")[2]): path for path in folder.glob("session-*.json")}
-
-
-def _read_session(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as a session of the debugger: {error}") from error
-    return content
-
-
-def _ends(sessions: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+def _ends(contents: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, float]]:
     """Session -> mode -> the first step that a later session took again, or infinity."""
     return {
         number: {
-            mode: min((later["starts"][mode] for other, later in sessions.items() if other > number), default=np.inf)
+            mode: min((later["starts"][mode] for other, later in contents.items() if other > number), default=np.inf)
             for mode in (TRAIN, EVAL)
         }
-        for number in sessions
+        for number in contents
     }
 
 

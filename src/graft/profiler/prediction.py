@@ -29,10 +29,14 @@ def epoch_seconds(records: Records) -> float:
 
 
 def cached_epoch_seconds(records: Records) -> float:
-    """Seconds of an epoch if the backbone's features were read, not computed: what this run spent on the head alone.
+    """Seconds of an epoch if the backbone's features were read, not computed: as rehearsed, or else as guessed.
 
-    Reading a batch of features and moving it takes microseconds and counts as nothing.
+    The guess, for a run that was killed or too short to rehearse anything, is what it spent on the head alone; that is
+    several times too much where the backbone's passes slow the head's. Reading a batch of features and moving it
+    takes microseconds and counts as nothing.
     """
+    if records.facts.cached_epoch_s is not None:
+        return records.facts.cached_epoch_s
     gone = ("data_wait", "transfer", "forward", "evaluation_wait", "evaluation_forward")
     left = tuple(phase for phase in PHASES if phase not in gone)
     photos = records.facts.photos

@@ -7,19 +7,16 @@ and the seconds of each phase up to the last flush; `samples-001-*.parquet` what
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graft.errors import RunError
-from graft.parquet import read_part, write_part
-from graft.storage import write_text
+from graft.parquet import next_session, part_path, read_part, read_session, sessions, write_part, write_session
 
 FOLDER = "profiler"
 Column = NDArray[np.float64]
@@ -48,6 +45,7 @@ class Facts:
         remote: whether the photos are in S3.
         keeps_copies: whether their local copies are kept.
         usd_per_hour: price of the machine; None where it was not said.
+        cached_epoch_s: what an epoch on cached features was rehearsed to take; None where it was not.
     """
 
     device: str = "cpu"
@@ -63,6 +61,7 @@ class Facts:
     remote: bool = False
     keeps_copies: bool = True
     usd_per_hour: float | None = None
+    cached_epoch_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def merged(phases: Mapping[str, float]) -> dict[str, float]:
 
 def has_records(run_dir: Path) -> bool:
     """Whether a run measured anything."""
-    return bool(_sessions(run_dir / FOLDER))
+    return bool(sessions(run_dir / FOLDER))
 
 
 def read_records(run_dir: Path) -> Records:
@@ -157,11 +156,11 @@ def read_records(run_dir: Path) -> Records:
         RunError: nothing was recorded, or a file is damaged.
     """
     folder = run_dir / FOLDER
-    sessions = _sessions(folder)
-    if not sessions:
+    found = sessions(folder)
+    if not found:
         raise RunError(f"{run_dir} has no records of the profiler; accepted is a run made with profiler.enabled=true")
     known = {spec.name for spec in fields(Facts)}
-    facts = {name: value for name, value in _read_session(sessions[max(sessions)])["facts"].items() if name in known}
+    facts = {name: value for name, value in read_session(found[max(found)])["facts"].items() if name in known}
     return Records(Facts(**facts), _phases(folder), _read_table(folder, "samples"), _read_table(folder, "steps"))
 
 
@@ -174,38 +173,26 @@ class RecordWriter:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / FOLDER
-        self.session = max(_sessions(self.folder), default=0) + 1
+        self.session = next_session(self.folder)
         self._parts = 0
         self.write_session(Facts(), {})
 
     def write_session(self, facts: Facts, phases: Mapping[str, float]) -> None:
         """Replace the facts and the phases of this session."""
         content = {"facts": asdict(facts), "phases": dict(phases)}
-        write_text(self.folder / f"session-{self.session:03d}.json", json.dumps(content, indent=1) + "\n")
+        write_session(self.folder, self.session, content)
 
     def write(self, table: str, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
         """Write rows of `samples` or `steps` as one part; nothing where there are none."""
         if rows:
             columns = np.array(rows, np.float64).T
-            path = self.folder / f"{table}-{self.session:03d}-{self._parts:05d}.parquet"
+            path = part_path(self.folder, table, self.session, self._parts)
             write_part(path, dict(zip(names, columns, strict=True)))
             self._parts += 1
 
 
-def _sessions(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.glob("session-*.json"))}
-
-
-def _read_session(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as a session of the profiler: {error}") from error
-    return content
-
-
 def _phases(folder: Path) -> dict[str, float]:
-    of_sessions = [_read_session(path)["phases"] for path in _sessions(folder).values()]
+    of_sessions = [read_session(path)["phases"] for path in sessions(folder).values()]
     names = [name for name in PHASES if any(name in phases for phases in of_sessions)]
     return {name: sum(phases.get(name, 0.0) for phases in of_sessions) for name in names}
 
@@ -228,8 +215,8 @@ def _read_table(folder: Path, table: str) -> dict[str, Column]:
 def _parts(folder: Path, table: str) -> Iterator[dict[str, Column]]:
     """The parts in order, with `seconds` that go on where the session before ended."""
     before = 0.0
-    for number, session in sorted(_sessions(folder).items()):
+    for number, session in sorted(sessions(folder).items()):
         for path in sorted(folder.glob(f"{table}-{number:03d}-*.parquet")):
             part = read_part(path)
             yield part | {"seconds": part["seconds"] + before}
-        before += sum(_read_session(session)["phases"].values())
+        before += sum(read_session(session)["phases"].values())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from graft.artifacts import RunDirectory, read_state
 from graft.config import OBJECTIVES, Config, SearchConfig, changed, to_yaml
+from graft.data.findings import Finding, summarise
 from graft.search.runs import Train
 from graft.search.space import Params
 from graft.storage import write_atomic
@@ -32,6 +33,7 @@ class Retrained:
         noise: by how much they may differ: three standard deviations over seeds; None where that was not measured.
         kept: retrained, or trial where that is better beyond noise.
         toy: whether the photos were drawn by a program.
+        remarks: what is wrong with the photos, a line each.
     """
 
     run_dir: Path
@@ -41,6 +43,7 @@ class Retrained:
     noise: float | None
     kept: str
     toy: bool
+    remarks: tuple[str, ...] = ()
 
 
 def retrain(
@@ -78,7 +81,13 @@ def retrain(
         _keep_trial(best, directory, worse, trial_state, train)
         kept = "trial"
     metrics, toy = _read_metrics(directory), config.data.kind.name == "demo"
-    return Retrained(directory, metrics, value, trial_value, noise, kept, toy)
+    return Retrained(directory, metrics, value, trial_value, noise, kept, toy, _read_remarks(directory))
+
+
+def _read_remarks(directory: Path) -> tuple[str, ...]:
+    """What a run says of its photos at its end."""
+    rows = json.loads((directory / "data.json").read_text())["findings"]
+    return tuple(summarise([Finding(**row) for row in rows]))
 
 
 def _read_metrics(directory: Path) -> dict[str, float]:

@@ -32,7 +32,7 @@ def print_summary(result: SearchResult, report: Path | None) -> None:
     out = Console()
     out.print(table)
     for sentence in sentences(result):
-        out.print(sentence, highlight=False, soft_wrap=True)
+        out.print(sentence, highlight=False, soft_wrap=True, markup=False)
     if report:
         out.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
     out.print(f"next: python train.py overrides_from={result.run_dir}/best.yaml", highlight=False, soft_wrap=True)
@@ -60,6 +60,7 @@ def sentences(result: SearchResult) -> Iterator[str]:
     if result.skew:
         yield skew_in_words(result.skew)
     yield retrained_in_words(result.retrained, result.objective)
+    yield from (f"data: {remark}" for remark in result.retrained.remarks)
     yield f"time: {result.seconds:.1f} s"
     yield f"files: {result.run_dir}/study.json, trials.csv, plots/; the model: {result.retrained.run_dir}/bundle"
 

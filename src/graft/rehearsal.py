@@ -1,0 +1,72 @@
+"""A rehearsal of the advice to cache features: the head's fit on drawn ones, before anyone takes the advice.
+
+The run's own steps do not tell what a head's step takes alone: beside the passes of a backbone it waits for threads
+that another product has just used and for memory that no cache holds, and takes up to several times as long.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from graft.artifacts import RunDirectory
+from graft.assembly import fit_classifier
+from graft.classifier import Classifier
+from graft.config import Config, changed
+from graft.features.cache import OK, Space
+from graft.features.extract import Extracted
+from graft.photos import Photos
+from graft.profiler.prediction import epoch_seconds
+from graft.profiler.recorder import Profile
+from graft.profiler.records import read_records
+
+EPOCHS = 3
+WORTH_S = 10.0  # of a run's passes forward: a rehearsal takes about a second
+ROWS = 4096  # of drawn features, at most: more than a processor's cache holds
+
+
+def rehearse(config: Config, classifier: Classifier, photos: Photos, device: str, profile: Profile) -> None:
+    """Note in the profile what an epoch on cached features takes, where the run had none that could have helped it.
+
+    The classifier is spent: its backbone is gone afterwards.
+    """
+    slow = profile.watch.totals()["forward"] >= WORTH_S
+    if profile.is_on and slow and config.model.unfreeze == "head" and not config.trains_on_features:
+        seconds = seconds_of_cached_epoch(config, classifier, photos, device)
+        profile.facts = replace(profile.facts, cached_epoch_s=seconds)
+
+
+def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Photos, device: str) -> float:
+    """Seconds of an epoch of the ordinary fit of this head, on as many drawn features as there are photos."""
+    linear = classifier.head[0]
+    classifier.backbone = nn.Identity()
+    changes = {"features.enabled": True, "trainer.max_epochs": EPOCHS, "trainer.max_steps": -1}
+    changes |= {"trainer.patience": None, "trainer.progress": False, "profiler.torch_steps": 0}
+    with tempfile.TemporaryDirectory(prefix="graft-rehearsal-") as folder:
+        run = RunDirectory(Path(folder) / "run", "rehearsal")
+        on_features = with_drawn_features(photos, linear.in_features, Path(folder) / "features")
+        with Profile(run.path, time.perf_counter()) as trial:
+            fit_classifier(changed(config, changes), classifier, on_features, run, device, profile=trial)
+        return epoch_seconds(read_records(run.path))
+
+
+def with_drawn_features(photos: Photos, width: int, folder: Path) -> Photos:
+    """The same photos with features of normal noise, float32 [N, width], on disk as the cache has them.
+
+    Rows repeat where photos are many.
+    """
+    count = min(ROWS, max(map(len, photos.digests.values())))
+    space = Space(folder, {"drawn": count}, width, "float32")
+    noise = np.random.default_rng(0).standard_normal((count, width), np.float32)
+    space.append(np.arange(count).astype("S16"), np.full(count, OK, np.uint8), noise)
+    table = space.table()
+    views = {
+        name: [Extracted(table, np.arange(len(digests)) % count, digests, computed=0, reused=len(digests))]
+        for name, digests in photos.digests.items()
+    }
+    return replace(photos, views=views)
