@@ -20,6 +20,7 @@ from graft.classifier import Classifier
 from graft.config import Config, changed
 from graft.features.cache import OK, Space
 from graft.features.extract import Extracted
+from graft.model import feature_width
 from graft.photos import Photos
 from graft.profiler.prediction import epoch_seconds
 from graft.profiler.recorder import Profile
@@ -43,13 +44,15 @@ def rehearse(config: Config, classifier: Classifier, photos: Photos, device: str
 
 def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Photos, device: str) -> float:
     """Seconds of an epoch of the ordinary fit of this head, on as many drawn features as there are photos."""
-    linear = classifier.head[0]
+    width = feature_width(classifier.backbone)
     classifier.backbone = nn.Identity()
-    changes = {"features.enabled": True, "trainer.max_epochs": EPOCHS, "trainer.max_steps": -1}
-    changes |= {"trainer.patience": None, "trainer.progress": False, "profiler.torch_steps": 0}
+    changes = {
+        **{"features.enabled": True, "trainer.max_epochs": EPOCHS, "trainer.max_steps": -1},
+        **{"trainer.patience": None, "trainer.progress": False, "profiler.torch_steps": 0},
+    }
     with tempfile.TemporaryDirectory(prefix="graft-rehearsal-") as folder:
         run = RunDirectory(Path(folder) / "run", "rehearsal")
-        on_features = with_drawn_features(photos, linear.in_features, Path(folder) / "features")
+        on_features = with_drawn_features(photos, width, Path(folder) / "features")
         with Profile(run.path, time.perf_counter()) as trial:
             fit_classifier(changed(config, changes), classifier, on_features, run, device, profile=trial)
         return epoch_seconds(read_records(run.path))
