@@ -102,15 +102,13 @@ def run(command: str, home: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [line for line in commands("README.md") if not line.startswith("make ")])
-def test_readme_command(command: str, reader: Path) -> None:
-    run(command, reader)
+# Once each: docs/tune.md begins with a command of the README.
+SHOWN = dict.fromkeys(line for page in ("README.md", "docs/tune.md") for line in commands(page))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands("docs/tune.md"))
-def test_command_of_the_search(command: str, reader: Path) -> None:
+@pytest.mark.parametrize("command", [line for line in SHOWN if not line.startswith("make ")])
+def test_command_of_readme_and_search(command: str, reader: Path) -> None:
     run(command, reader)
 
 
