@@ -21,6 +21,7 @@ from graft.command import SearchLine, overrides_given, prepare, take_sweeps  # n
 from graft.config import Config, parse  # noqa: E402
 from graft.errors import ConfigError  # noqa: E402
 from graft.launcher import launch  # noqa: E402
+from graft.launcher.job import Entry  # noqa: E402
 from graft.terminal import plain_errors, say  # noqa: E402
 
 if TYPE_CHECKING:
@@ -39,7 +40,15 @@ def main(tree: DictConfig) -> None:
                 f"trainer.devices={config.trainer.devices}: a search runs in one process; accepted is 1 (several "
                 "processes share one: start the same command with the same run_dir more than once)"
             )
-        if result := launch(config, search):
+        # Light modules; they are loaded late as all that is above layer 0.
+        from graft.search.space import describe, read_space, trial_count, warnings
+
+        space = read_space(config, SEARCHED)
+        searched = dataclasses.replace(config.search, space=describe(config, SEARCHED))
+        config = dataclasses.replace(config, search=searched)
+        for warning in warnings(space):
+            say(warning)
+        if result := launch(config, search, Entry.tune, trial_count(config, space), space.spreads):
             from graft.search.publish import publish
             from graft.search.summary import print_summary
 
@@ -48,12 +57,8 @@ def main(tree: DictConfig) -> None:
 
 def search(config: Config) -> SearchResult:
     """Search in this process. torch is imported only when the space is known to be right."""
-    from graft.search.space import describe, read_space, warnings
+    from graft.search.space import read_space
 
-    space = read_space(config, SEARCHED)
-    config = dataclasses.replace(config, search=dataclasses.replace(config.search, space=describe(config, SEARCHED)))
-    for warning in warnings(space):
-        say(warning)
     # See train.py.
     gc.disable()
     from graft.search import search as story
@@ -61,7 +66,7 @@ def search(config: Config) -> SearchResult:
 
     gc.freeze()
     gc.enable()
-    return story.search(config, space, train, overrides_given(), STARTED)
+    return story.search(config, read_space(config, SEARCHED), train, overrides_given(), STARTED)
 
 
 if __name__ == "__main__":
