@@ -18,8 +18,8 @@ _BY_CODE = {
     "AccessDeniedException": "denied; `python -m graft.launcher policy` prints what this account has to allow",
     "AccessDenied": "denied; `python -m graft.launcher policy` prints what this account has to allow",
     "ExpiredTokenException": "the credentials have expired; renew them (`aws sso login`) and run again",
-    "UnrecognizedClientException": "credentials that AWS does not accept; `aws sts get-caller-identity` says whose they are",
-    "InvalidClientTokenId": "credentials that AWS does not accept; `aws sts get-caller-identity` says whose they are",
+    "UnrecognizedClientException": "the credentials are not accepted; `aws sts get-caller-identity` tells whose they are",
+    "InvalidClientTokenId": "the credentials are not accepted; `aws sts get-caller-identity` tells whose they are",
     "ResourceLimitExceeded": (
         "the account's quota is used up ({message}); ask for more (`aws service-quotas list-service-quotas "
         "--service-code sagemaker`), or choose another launcher.instance_type"

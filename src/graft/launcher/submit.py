@@ -99,7 +99,8 @@ def check_bucket(account: Account) -> None:
         if code_of(error) in ("403", "404"):
             why = "there is no such bucket" if code_of(error) == "404" else "denied"
             raise CloudError(
-                f"launcher.bucket={account.bucket}: {why}; accepted is a bucket of account {owner} (`aws s3 mb s3://{account.bucket}` makes one)"
+                f"launcher.bucket={account.bucket}: {why}; accepted is a bucket of account {owner} "
+                f"(`aws s3 mb s3://{account.bucket}` makes one)"
             ) from error
         raise
 
