@@ -220,7 +220,11 @@ class TrainingJob:
         for machine in self.machines:
             if machine.exit_code:
                 said = machine.failure()
-                return f"AlgorithmError: {said}, exit code: {machine.exit_code}" if said else "AlgorithmError: See job logs"
+                return (
+                    f"AlgorithmError: {said}, exit code: {machine.exit_code}"
+                    if said
+                    else "AlgorithmError: See job logs"
+                )
         return ""
 
     def _upload(self) -> None:
