@@ -9,11 +9,11 @@ from pathlib import Path
 
 from graft.artifacts import differences, read_state, record_failure
 from graft.command import Spread
-from graft.config import Config, SearchBackend, sweep_member, to_yaml
+from graft.config import OBJECTIVES, Config, SearchBackend, sweep_member, to_yaml
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region, require
 from graft.launcher.calibration import read_calibration
-from graft.launcher.fetch import fetch_run
+from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
@@ -21,6 +21,7 @@ from graft.launcher.prices import Prices, read_prices
 from graft.launcher.submit import Submission, exists, submit
 from graft.launcher.sweep import planned_by_others, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from graft.launcher.trials import TunedTrial, best_trial, read_trials
 from graft.storage import local_path, write_text
 from graft.terminal import run_table, say
 
@@ -74,7 +75,7 @@ def run_in_cloud(work: Work) -> Ticket | None:
         return None
     require(config, work.entry)
     ticket = _earlier(config, run_dir)
-    if ticket is None or ticket.has_ended:
+    if ticket is None or ticket.state in ("Failed", "Stopped"):
         member = sweep_member()
         check_budget(plan, config, planned_by_others(member) if member else 0.0)
         for line in _plan_lines(work, plan, prices, cache, region):
@@ -85,7 +86,32 @@ def run_in_cloud(work: Work) -> Ticket | None:
     if sweep_member() or not config.launcher.wait:
         say(f"submitted {how_to_follow(ticket, run_dir)}")
         return None
-    return conclude(follow(ticket, run_dir), run_dir)
+    return conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
+
+
+def tune_in_cloud(work: Work) -> list[TunedTrial]:
+    """Have SageMaker run a search, and fetch the run of its best trial to best/.
+
+    Returns:
+        Its trials; none where nothing was sent, or where it goes on by itself.
+
+    Raises:
+        ConfigError: as `run_in_cloud`.
+        CloudError: the tuning job failed, or AWS refuses.
+        RunError: the run directory is finished, or holds another run.
+    """
+    ticket = run_in_cloud(work)
+    if ticket is None:
+        return []
+    run_dir, objective = Path(work.config.run_dir).expanduser(), work.config.search.objective
+    trials = read_trials(ticket)
+    seconds = sum(trial.billed_seconds for trial in trials)
+    ticket = replace(ticket, billed_seconds=seconds, actual_usd=ticket.usd(seconds))
+    say(planned_and_actual(write_ticket(run_dir, ticket)))
+    best = best_trial(trials, maximize=OBJECTIVES[objective])
+    if best:
+        fetch_output(f"{ticket.results}/{best.name}/output/output.tar.gz", run_dir / "best")
+    return trials
 
 
 def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
