@@ -71,8 +71,9 @@ class Machine:
 
     def _read(self, process: subprocess.Popen[str], tell: Callable[[str], None]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            tell(line.rstrip("\n"))
+        with process.stdout:
+            for line in process.stdout:
+                tell(line.rstrip("\n"))
 
     @property
     def exit_code(self) -> int | None:
