@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,8 +47,35 @@ def create(aws: LocalAws, name: str, photos: str, overrides: Sequence[str], more
     aws.client("s3").put_object(Bucket=bucket, Key=key, Body=pack_source(job_of(config)))
     client = aws.client("sagemaker")
     request = training_job_request(config, HERE, name, [Channel(PHOTOS_CHANNEL, photos)], Limits(600))
-    client.create_training_job(**request | more)
+    client.create_training_job(**{**request, **more})
     return client
+
+
+def script_request(aws: LocalAws, name: str, script: str, **more: Any) -> dict[str, Any]:
+    """The request of a job that runs a script of a few lines through the toolkit; its source is sent."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("job.py")
+        entry.size = len(script.encode())
+        tar.addfile(entry, io.BytesIO(script.encode()))
+    aws.client("s3").put_object(Bucket=BUCKET, Key=f"scripts/{name}.tar.gz", Body=packed.getvalue())
+    return {
+        "TrainingJobName": name,
+        "HyperParameters": {
+            "sagemaker_program": "job.py",
+            "sagemaker_submit_directory": f"s3://{BUCKET}/scripts/{name}.tar.gz",
+        },
+        "AlgorithmSpecification": {
+            "TrainingImage": IMAGE,
+            "TrainingInputMode": "File",
+            "MetricDefinitions": [{"Name": "loss", "Regex": "loss=([0-9.]+);"}],
+        },
+        "RoleArn": HERE.role,
+        "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
+        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+        **more,
+    }
 
 
 def wait(client: Any, name: str, until: Sequence[str] = ENDED, seconds: float = 120) -> dict[str, Any]:

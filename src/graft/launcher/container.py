@@ -95,9 +95,7 @@ def job_config(job: Job, container: Container, environment: Mapping[str, str] = 
     searched = {
         key: value_of(key, text)
         for key, text in (
-            (key_of_hyperparameter(name), text)
-            for name, text in container.hyperparameters.items()
-            if is_searched(name)
+            (key_of_hyperparameter(name), text) for name, text in container.hyperparameters.items() if is_searched(name)
         )
     }
     places = {"run_dir": _moved(job.values["run_dir"], container), "trainer.num_nodes": container.machines.count}
