@@ -113,7 +113,9 @@ def account_of(config: Config, image: str) -> Account:
     """
     c, region = config.launcher, found_region(config)
     if not (c.role and c.bucket and region):
-        raise ConfigError(f"launcher.role={c.role}, launcher.region={region}, launcher.bucket={c.bucket}: all are needed")
+        raise ConfigError(
+            f"launcher.role={c.role}, launcher.region={region}, launcher.bucket={c.bucket}: all are needed"
+        )
     return Account(c.role, region, c.bucket, c.prefix.strip("/"), image, tags_of(config))
 
 

@@ -1,4 +1,4 @@
-"""How fast machines are: a figure for a core, measured here or shipped, and what follows for others. Pure but for files.
+"""How fast machines are: a figure for a core, measured here or shipped, and what follows for others.
 
 A core of a machine that was measured decodes photos and multiplies at known rates. Another machine's are within a
 range around them; GPUs' are assumed, for none was at hand (docs/sagemaker.md says which figures are which).

@@ -14,12 +14,14 @@ _ATTEMPTS = 6
 _CONNECT_S, _READ_S = 10, 60
 
 _BUSY = {"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
+_DENIED = "denied; `python -m graft.launcher policy` prints what this account has to allow"
+_WHOSE = "the credentials are not accepted; `aws sts get-caller-identity` tells whose they are"
 _BY_CODE = {
-    "AccessDeniedException": "denied; `python -m graft.launcher policy` prints what this account has to allow",
-    "AccessDenied": "denied; `python -m graft.launcher policy` prints what this account has to allow",
+    "AccessDeniedException": _DENIED,
+    "AccessDenied": _DENIED,
     "ExpiredTokenException": "the credentials have expired; renew them (`aws sso login`) and run again",
-    "UnrecognizedClientException": "the credentials are not accepted; `aws sts get-caller-identity` says whose they are",
-    "InvalidClientTokenId": "the credentials are not accepted; `aws sts get-caller-identity` says whose they are",
+    "UnrecognizedClientException": _WHOSE,
+    "InvalidClientTokenId": _WHOSE,
     "ResourceLimitExceeded": (
         "the account's quota is used up ({message}); ask for more (`aws service-quotas list-service-quotas "
         "--service-code sagemaker`), or choose another launcher.instance_type"

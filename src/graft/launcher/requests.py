@@ -54,15 +54,32 @@ class Limits:
 
 
 def training_job_request(
-    config: Config, account: Account, name: str, channels: Sequence[Channel], limits: Limits
+    config: Config,
+    account: Account,
+    name: str,
+    channels: Sequence[Channel],
+    limits: Limits,
+    checkpoints: str | None = None,
 ) -> Request:
-    """`CreateTrainingJob`: one run, or a whole search, on instances of `launcher.instance_type`."""
-    request = {
+    """`CreateTrainingJob`: one run, or a whole search, on instances of `launcher.instance_type`.
+
+    Args:
+        config: of the run or the search.
+        account: where it runs.
+        name: of the job, at most 63 characters.
+        channels: what it reads.
+        limits: when it is ended.
+        checkpoints: s3:// place of /opt/ml/checkpoints, of an earlier job that is to be gone on with; None: its own.
+
+    Raises:
+        ConfigError: two keys contradict each other, or the container cannot do what is asked.
+    """
+    request: Request = {
         "TrainingJobName": name,
         "HyperParameters": _toolkit_parameters(account, name) | {"sagemaker_job_name": json.dumps(name)},
         **_definition(config, account, channels, limits),
         "CheckpointConfig": {
-            "S3Uri": checkpoints_uri(account, name),
+            "S3Uri": checkpoints or checkpoints_uri(account, name),
             "LocalPath": str(BASE / "checkpoints"),
         },
         "Tags": _tags(account),
@@ -225,7 +242,9 @@ def _definition(config: Config, account: Account, channels: Sequence[Channel], l
 def _stopping(seconds: int, *, spot: bool) -> Request:
     seconds = min(seconds, _LONGEST_S)
     # Waiting for spare capacity costs nothing: up to a day of it.
-    return {"MaxRuntimeInSeconds": seconds} | ({"MaxWaitTimeInSeconds": min(seconds + DAY_S, _LONGEST_S)} if spot else {})
+    return {"MaxRuntimeInSeconds": seconds} | (
+        {"MaxWaitTimeInSeconds": min(seconds + DAY_S, _LONGEST_S)} if spot else {}
+    )
 
 
 def _toolkit_parameters(account: Account, name: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,9 @@ def read_ticket(run_dir: Path) -> Ticket | None:
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        ranges = {key: tuple(content[key]) for key in ("planned_minutes", "planned_usd") if content.get(key)}
-        return replace(Ticket(**content), **ranges)
+        for key in ("planned_minutes", "planned_usd"):
+            content[key] = tuple(content[key]) if content.get(key) else None
+        return Ticket(**content)
     except (OSError, ValueError, TypeError) as error:
         raise CloudError(
             f"{path} cannot be read ({error}); `python -m graft.launcher list` shows the jobs of the account"

@@ -106,7 +106,7 @@ def _accepted(value: Any, shape: Any) -> str | None:
 
 def _range(low: int | None, high: int | None, kind: str) -> str:
     nouns = {"string": " characters", "list": " entries", "map": " entries", "blob": " bytes"}
-    bounds = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
+    bounds = [f"at least {low}" if low else "", f"at most {high}" if high is not None else ""]
     return " and ".join(filter(None, bounds)) + nouns.get(kind, "")
 
 
