@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.config import Config, flatten
 from graft.launcher.account import Account
-from graft.launcher.job import CACHE_DIR, PHOTOS_CHANNEL, RUN_DIR, Entry, Job
+from graft.launcher.job import PHOTOS_CHANNEL, Entry
+from graft.launcher.packing import make_job
 from graft.launcher.requests import Channel, Limits, source_uri, training_job_request
 from graft.launcher.source import pack_source
 from tests.aws.account import ACCOUNT, REGION, upload
@@ -19,14 +21,6 @@ from tests.composing import composed
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/graft:1"
 HERE = Account(f"arn:aws:iam::{ACCOUNT}:role/{ROLE}", REGION, BUCKET, "graft", IMAGE)
 ENDED = ("Completed", "Failed", "Stopped")
-
-
-def job_of(config: Config, entry: Entry = Entry.train, **channels: str) -> Job:
-    """The job that runs a configuration on photos of the channel."""
-    values = flatten(config)
-    values = {key: value for key, value in values.items() if not key.startswith(("launcher.", "budget."))}
-    values |= {"run_dir": str(RUN_DIR), "features.cache_dir": str(CACHE_DIR)}
-    return Job(entry, values, {"data.root": PHOTOS_CHANNEL, **channels})
 
 
 def send_photos(aws: LocalAws, photos: Path) -> str:
@@ -42,11 +36,38 @@ def create(aws: LocalAws, name: str, photos: str, overrides: Sequence[str], more
     """Create a training job of a composed configuration; returns the client."""
     config = composed("data=folder", f"data.root={photos}", "run_dir=x", *overrides)
     bucket, key = source_uri(HERE, name).removeprefix("s3://").split("/", 1)
-    aws.client("s3").put_object(Bucket=bucket, Key=key, Body=pack_source(job_of(config)))
+    aws.client("s3").put_object(Bucket=bucket, Key=key, Body=pack_source(make_job(config, Entry.train)))
     client = aws.client("sagemaker")
     request = training_job_request(config, HERE, name, [Channel(PHOTOS_CHANNEL, photos)], Limits(600))
-    client.create_training_job(**request | more)
+    client.create_training_job(**{**request, **more})
     return client
+
+
+def script_request(aws: LocalAws, name: str, script: str, **more: Any) -> dict[str, Any]:
+    """The request of a job that runs a script of a few lines through the toolkit; its source is sent."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("job.py")
+        entry.size = len(script.encode())
+        tar.addfile(entry, io.BytesIO(script.encode()))
+    aws.client("s3").put_object(Bucket=BUCKET, Key=f"scripts/{name}.tar.gz", Body=packed.getvalue())
+    return {
+        "TrainingJobName": name,
+        "HyperParameters": {
+            "sagemaker_program": "job.py",
+            "sagemaker_submit_directory": f"s3://{BUCKET}/scripts/{name}.tar.gz",
+        },
+        "AlgorithmSpecification": {
+            "TrainingImage": IMAGE,
+            "TrainingInputMode": "File",
+            "MetricDefinitions": [{"Name": "loss", "Regex": "loss=([0-9.]+);"}],
+        },
+        "RoleArn": HERE.role,
+        "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
+        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+        **more,
+    }
 
 
 def wait(client: Any, name: str, until: Sequence[str] = ENDED, seconds: float = 120) -> dict[str, Any]:
