@@ -1,4 +1,4 @@
-"""Commands with trainer=sagemaker_* on the local AWS, whose jobs really run: a run, a sweep, a search in both backends."""
+"""Commands with trainer=sagemaker_* on the local AWS, whose jobs really run: a run, a search, a sweep."""
 
 from __future__ import annotations
 
