@@ -16,7 +16,7 @@ from tests.pictures import draw_folder
 from tests.s3server import CREDENTIALS, forget_account
 from tests.training import TINY, start
 
-pytestmark = pytest.mark.toolkit
+pytestmark = [pytest.mark.toolkit, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def test_one_word_moves_a_run_to_the_cloud(tmp_path: Path, photos: str) -> None:
 @pytest.mark.usefixtures("account")
 def test_a_tuning_job_leaves_what_a_search_leaves(tmp_path: Path, photos: str) -> None:
     space = ["search=given", "optim.lr=tag(log, interval(1e-3, 1e-1))", "model.hidden=choice(16, 32)"]
-    search = ["search.backend=tuning_job", "search.sampler=random", "search.trials=3", "search.early_stopping=false"]
+    search = ["search.backend=tuning_job", "search.sampler=random", "search.trials=2", "search.early_stopping=false"]
     process = start(command(tmp_path, photos, *space, *search, "launcher.max_parallel=2"), script="tune.py")
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     run = tmp_path / "run"
     study = json.loads((run / "study.json").read_text())
-    assert [trial["number"] for trial in study["trials"]] == [1, 2, 3]
+    assert [trial["number"] for trial in study["trials"]] == [1, 2]
     assert {trial["state"] for trial in study["trials"]} == {"ok"}
     best = study["trials"][study["best"] - 1]
     assert best["value"] == min(trial["value"] for trial in study["trials"])
@@ -78,5 +78,20 @@ def test_a_tuning_job_leaves_what_a_search_leaves(tmp_path: Path, photos: str) -
     assert metrics["valid/loss"] == pytest.approx(best["value"], abs=1e-6)
     assert "test/loss" not in metrics
     assert f"optim.lr={best['params']['optim.lr']}" in (run / "best.yaml").read_text()
-    assert "trials: 3, 3 ok" in out
+    assert "trials: 2, 2 ok" in out
     assert (run / "report.html").exists()
+
+
+@pytest.mark.usefixtures("account")
+def test_a_sweep_runs_a_job_for_each_combination(aws: LocalAws, tmp_path: Path, photos: str) -> None:
+    sweep = ["optim.lr=0.003,0.01,0.03", "launcher.max_parallel=2", "trainer.max_epochs=1"]
+    process = start(command(tmp_path, photos, *sweep), "-m")
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert "2: waits for one of 2 jobs to end (launcher.max_parallel=2)" in err
+    assert f"runs of {tmp_path / 'run'}" in out
+    for number, lr in enumerate(("0.003", "0.01", "0.03")):
+        run = tmp_path / "run" / str(number)
+        assert json.loads((run / "run.json").read_text())["state"] == "finished"
+        assert f"optim.lr={lr}" in json.loads((run / "overrides.json").read_text())
+        assert "test/loss" not in json.loads((run / "metrics.json").read_text())
