@@ -127,7 +127,8 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
     if ticket.state != "Completed":
         raise CloudError(ended_badly(ticket, run_dir))
     if ticket.entry == Entry.train.name and ticket.kind == "training":
-        _show(run_dir)
+        report = run_dir / "report.html"
+        run_table(run_dir, _metrics(run_dir), toy=False, report=report if report.exists() else None)
     elif ticket.kind == "training":
         say(f"report: {run_dir}/report.html")
         say(f"next: python train.py overrides_from={run_dir}/best.yaml")
@@ -140,6 +141,7 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
         fetch_run(ticket.results, run_dir)
         if ticket.state != "Completed":
             raise CloudError(ended_badly(ticket, run_dir))
+        _metrics(run_dir)
     except CloudError as error:
         say(f"{run_dir.name}: {error}")
         record_failure(run_dir, str(error))
@@ -229,14 +231,13 @@ def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ti
         raise
 
 
-def _show(run_dir: Path) -> None:
-    """The table of a run that was fetched."""
+def _metrics(run_dir: Path) -> dict[str, float]:
+    """The metrics of a run that was fetched."""
     try:
-        metrics = json.loads((run_dir / "metrics.json").read_text())
+        metrics: dict[str, float] = json.loads((run_dir / "metrics.json").read_text())
     except (OSError, ValueError) as error:
         raise CloudError(
             f"the job is completed, but {run_dir}/metrics.json cannot be read ({error}); "
             f"`python -m graft.launcher follow {run_dir}` fetches it again"
         ) from error
-    report = run_dir / "report.html"
-    run_table(run_dir, metrics, toy=False, report=report if report.exists() else None)
+    return metrics

@@ -193,5 +193,5 @@ def _is_there(ticket: Ticket, why: CloudError) -> bool:
     except CloudError as error:
         raise CloudError(
             f"{why}; whether {ticket.name} was created is not known, and it would be billed: "
-            f"`python -m graft.launcher list region={ticket.region}` shows it"
+            f"`python -m graft.launcher list launcher.region={ticket.region}` shows it"
         ) from error
