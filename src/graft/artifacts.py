@@ -155,14 +155,18 @@ def _refuse_foreign(path: Path) -> None:
 def _refuse_other_config(run: RunDirectory, config_yaml: str) -> None:
     if not run.config.exists():
         return
-    before, now = _dotted(run.config.read_text()), _dotted(config_yaml)
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if keys:
-        listed = ", ".join(f"{key}={before.get(key, 'absent')} there and {now.get(key, 'absent')} here" for key in keys)
+    if listed := differences(run.config.read_text(), config_yaml):
         raise RunError(
-            f"run_dir={run.path} holds an unfinished run of another configuration: {listed}; "
+            f"run_dir={run.path} holds an unfinished run of another configuration: {', '.join(listed)}; "
             "give the same configuration to resume it, or another run_dir"
         )
+
+
+def differences(before_yaml: str, now_yaml: str, ignored: tuple[str, ...] = ()) -> list[str]:
+    """The keys in which two config.yaml differ, in words; those that begin with something `ignored` do not count."""
+    before, now = _dotted(before_yaml), _dotted(now_yaml)
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(ignored)]
+    return [f"{key}={before.get(key, 'absent')} there and {now.get(key, 'absent')} here" for key in keys]
 
 
 def _dotted(config_yaml: str) -> dict[str, str]:

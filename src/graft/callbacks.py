@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -100,6 +100,18 @@ class StopAfter(callbacks.Callback):
     def _stop_if_done(self, trainer: pl.Trainer) -> None:
         if trainer.global_step >= self.max_steps:
             trainer.should_stop = True
+
+
+class EpochMetrics(callbacks.Callback):
+    """Tells the metrics of each epoch to whoever follows the run from elsewhere; the leader alone does."""
+
+    def __init__(self, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        self._tell = tell
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All metrics of the epoch are known."""
+        if trainer.is_global_zero:
+            self._tell(trainer.callback_metrics)
 
 
 class LastCheckpoint(callbacks.ModelCheckpoint):

@@ -142,6 +142,20 @@ class LauncherKind(Enum):
     sagemaker = "sagemaker"
 
 
+class InputMode(Enum):
+    """How photos of S3 reach a job: all copied before it starts, or read as they are needed."""
+
+    File = "File"
+    FastFile = "FastFile"
+
+
+class SearchBackend(Enum):
+    """Who runs the trials on SageMaker: one job that looks at the photos once, or a job for each trial."""
+
+    one_job = "one_job"
+    tuning_job = "tuning_job"
+
+
 class DebuggerBackend(Enum):
     """Who records: graft's own files, or SageMaker's smdebug beside them."""
 
@@ -205,6 +219,7 @@ class DataConfig:
     augment: bool = knob(True, "random crop and flip in training on images; for cached features: features.views")
     workers: int | None = knob(None, "decoding threads or processes; null: one per core", least=0)
     demo_per_class: int = knob(100, "data=demo: training images per class", least=1)
+    images: int | None = knob(None, "number of photos, for launcher.plan; null: an assumption that it states", least=1)
 
 
 @dataclass
@@ -270,7 +285,33 @@ class TrainerConfig:
 class LauncherConfig:
     """Who runs the training."""
 
-    kind: LauncherKind = knob(LauncherKind.local, "sagemaker is not in this release")
+    kind: LauncherKind = knob(LauncherKind.local, "this process, or a SageMaker job; trainer=sagemaker_* chooses it")
+    plan: bool = knob(False, "true: print what would be created, how long it takes and what it costs; nothing is sent")
+    instance_type: str = knob("ml.g4dn.xlarge", "SageMaker's name of the machine; trainer.num_nodes says how many")
+    spot: bool = knob(False, "spare capacity, up to 90 % cheaper; an interrupted job waits and goes on from its files")
+    volume_gb: int = knob(50, "disk of each machine, for photos and features", least=1, most=16_384)
+    # 28 days: MaxRuntimeInSeconds of the documentation of StoppingCondition.
+    max_hours: float = knob(4.0, "a job is ended after so long, whatever it does", above=0, most=672)
+    role: str | None = knob(None, "ARN of the IAM role that jobs act under")
+    region: str | None = knob(None, "AWS region; null: that of AWS_DEFAULT_REGION or of the profile")
+    bucket: str | None = knob(None, "S3 bucket for source, checkpoints and results, without s3://")
+    prefix: str = knob("graft", "folder in that bucket")
+    image: str | None = knob(None, "URI of the training container; null: AWS's newest for PyTorch (extra aws)")
+    input_mode: InputMode = knob(InputMode.File, "File copies the photos first, FastFile reads them as they are needed")
+    tags: list[str] = knob([], "KEY=VALUE each, on everything that is created")
+    subnets: list[str] = knob([], "of a VPC, with launcher.security_groups; empty: the service's own network")
+    security_groups: list[str] = knob([], "of the VPC of launcher.subnets")
+    wait: bool = knob(True, "follow the job and fetch its run; false: submit and say how to follow")
+    max_parallel: int = knob(2, "jobs at a time, under -m and of a tuning job", least=1, most=100)
+    service_debugger: bool = knob(False, "SageMaker Debugger's own hook, for images that have smdebug")
+    service_profiler: bool = knob(False, "SageMaker Profiler's own system metrics beside graft's profiler")
+
+
+@dataclass
+class BudgetConfig:
+    """What a job, or all jobs of a search or a sweep, may cost."""
+
+    usd: float | None = knob(None, "dollars; a dearer plan is refused, a job is ended at it; null: no limit", above=0)
 
 
 @dataclass
@@ -306,6 +347,10 @@ class SearchConfig:
     repeats: int | None = knob(
         None, "seeds of best and default for the gain's interval; null: 5 where that is cheap", least=0
     )
+    backend: SearchBackend = knob(
+        SearchBackend.one_job, "on SageMaker: one job for all trials, or its own tuning job with a job for each"
+    )
+    early_stopping: bool = knob(True, "tuning_job: SageMaker ends trials that are worse than the median so far")
     space: list[str] = knob(
         [], "what is tried, a KEY=DISTRIBUTION each: choice(..), interval(..), range(..), tag(log, ..)"
     )
@@ -372,6 +417,7 @@ class Config:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     debugger: DebuggerConfig = field(default_factory=DebuggerConfig)

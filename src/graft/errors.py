@@ -23,3 +23,7 @@ class RunError(GraftError):
 
 class DiskError(GraftError):
     """A disk is full, or a place on it may not be written."""
+
+
+class CloudError(GraftError):
+    """A job or another resource of the cloud failed, is not there, or cannot be reached."""

@@ -1,34 +1,46 @@
-"""Who runs the training: this process, several that torchrun starts, or (in a later release) a SageMaker job."""
+"""Who runs the training: this process, several that torchrun starts, or a SageMaker job."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
-from graft.command import same_command
+from graft.command import overrides_given, same_command
 from graft.config import Config, LauncherKind
 from graft.errors import ConfigError
+from graft.launcher.job import Entry
 from graft.launcher.torchrun import run_together
 
 Result = TypeVar("Result")
 
 
-def launch(config: Config, train: Callable[[Config], Result]) -> Result | None:
-    """Run `train(config)` where the configuration says.
+def launch(
+    config: Config, run: Callable[[Config], Result], entry: Entry = Entry.train, trials: int = 1
+) -> Result | None:
+    """Run `run(config)` where the configuration says.
+
+    Args:
+        config: of a run or a search.
+        run: does it in this process.
+        entry: which of the two it is.
+        trials: of a search.
 
     Returns:
-        What `train` gave; None where other processes ran it, the first of which has told the person all.
+        What `run` gave; None where other processes or a job ran it, and the person has been told all.
 
     Raises:
-        ConfigError: the launcher is not in this release, or only the person can start the processes.
+        GraftError: the configuration cannot be launched, or the job failed.
         SystemExit: another process failed, and has said why.
     """
     if config.launcher.kind is LauncherKind.sagemaker:
-        raise ConfigError(
-            "launcher.kind=sagemaker (chosen by trainer=sagemaker_*) comes with a later release; "
-            "accepted now: trainer=auto, cpu, gpu or ddp"
-        )
+        from graft.launcher.cloud import Work, run_in_cloud
+
+        run_in_cloud(Work(config, entry, overrides_given(), trials))
+        return None
+    if config.launcher.plan:
+        raise ConfigError("launcher.plan=true is of jobs; accepted with trainer=sagemaker_cpu, _gpu or _ddp")
     started = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
     if started is not None and int(started) != config.processes:
         raise ConfigError(
@@ -36,7 +48,7 @@ def launch(config: Config, train: Callable[[Config], Result]) -> Result | None:
             f"started {started} processes; accepted are as many as it starts (--nproc-per-node x --nnodes)"
         )
     if started is not None or config.processes == 1:
-        return train(config)
+        return run(config)
     if config.trainer.num_nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={config.trainer.num_nodes}: start this on every machine, numbered from 0: torchrun "
@@ -45,3 +57,16 @@ def launch(config: Config, train: Callable[[Config], Result]) -> Result | None:
         )
     run_together(same_command(config), config.trainer.devices)
     return None
+
+
+def finish_sweep(sweep_dir: Path) -> None:
+    """Wait for the jobs of a sweep, where there are any, and fetch their runs.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    if any(sweep_dir.glob("*/job.json")):
+        from graft.launcher.cloud import conclude_member
+        from graft.launcher.sweep import follow_sweep
+
+        follow_sweep(sweep_dir, conclude_member)

@@ -1,4 +1,4 @@
-"""Several processes on this machine, through torch's elastic launcher: what `torchrun` does, with plain errors."""
+"""Several processes, here and on other machines, through torch's elastic launcher: `torchrun` with plain errors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from graft.environment import available_cores
@@ -16,14 +17,33 @@ from graft.errors import RunError
 from graft.terminal import say
 
 GRACE_S = 30  # between SIGTERM and SIGKILL
+MEETING_S = 900  # machines of a job start minutes apart, and each installs what the job needs
 
 
-def run_together(command: Sequence[str], processes: int) -> None:
+@dataclass(frozen=True)
+class Machines:
+    """The machines whose processes train together; each of them starts its own.
+
+    Attributes:
+        count: how many.
+        rank: of this one, from 0.
+        address: name of the first one, where all meet.
+        port: of the first one.
+    """
+
+    count: int = 1
+    rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+def run_together(command: Sequence[str], processes: int, machines: Machines = Machines()) -> None:
     """Run a Python command in several processes that train together; the first one has the terminal.
 
     Args:
         command: script and arguments.
-        processes: how many.
+        processes: how many on this machine.
+        machines: all of them.
 
     Raises:
         RunError: a process other than the first failed; with the end of what it said.
@@ -35,15 +55,17 @@ def run_together(command: Sequence[str], processes: int) -> None:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // processes, 1)))
+    alone = machines.count == 1
     logs = Path(tempfile.mkdtemp(prefix="graft-"))
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=machines.count,
+        max_nodes=machines.count,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        run_id=uuid.uuid4().hex if alone else "graft",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint=f"{machines.address}:{machines.port}",
+        rdzv_configs={} if alone else {"rank": machines.rank, "timeout": MEETING_S},
+        local_addr="127.0.0.1" if alone else None,
         max_restarts=0,
         shutdown_timeout=GRACE_S,
         logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
@@ -56,7 +78,8 @@ def run_together(command: Sequence[str], processes: int) -> None:
             raise SystemExit(leader.exitcode) from None
         rank, failure = error.get_first_failure()
         raise RunError(
-            f"process {rank} of {processes} ended with code {failure.exitcode}: {_said(logs, rank)}"
+            f"process {rank} of {processes * machines.count} ended with code {failure.exitcode}: "
+            f"{_said(logs, failure.local_rank)}"
         ) from None
     except SignalException as stopped:
         say("stopped; the same command with the same run_dir goes on from here")
@@ -65,8 +88,8 @@ def run_together(command: Sequence[str], processes: int) -> None:
         shutil.rmtree(logs, ignore_errors=True)
 
 
-def _said(logs: Path, rank: int) -> str:
-    """The last line that a process wrote to stderr."""
-    found = sorted(logs.glob(f"**/{rank}/stderr.log"))
+def _said(logs: Path, local_rank: int) -> str:
+    """The last line that a process of this machine wrote to stderr."""
+    found = sorted(logs.glob(f"**/{local_rank}/stderr.log"))
     lines = found[-1].read_text(errors="replace").strip().splitlines() if found else []
     return lines[-1] if lines else "it said nothing"

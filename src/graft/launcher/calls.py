@@ -1,0 +1,122 @@
+"""Calls of AWS: one client for each service, patient with throttling, and every complaint as one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from graft.errors import CloudError
+
+# "adaptive" would also slow down calls that come later; "standard" pauses up to 20 s between attempts.
+_ATTEMPTS = 6
+_CONNECT_S, _READ_S = 10, 60
+
+_BUSY = {"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
+_DENIED = "denied; `python -m graft.launcher policy` prints what this account has to allow"
+_WHOSE = "the credentials are not accepted; `aws sts get-caller-identity` tells whose they are"
+_BY_CODE = {
+    "AccessDeniedException": _DENIED,
+    "AccessDenied": _DENIED,
+    "ExpiredTokenException": "the credentials have expired; renew them (`aws sso login`) and run again",
+    "UnrecognizedClientException": _WHOSE,
+    "InvalidClientTokenId": _WHOSE,
+    "ResourceLimitExceeded": (
+        "the account's quota is used up ({message}); ask for more (`aws service-quotas list-service-quotas "
+        "--service-code sagemaker`), or choose another launcher.instance_type"
+    ),
+    "ResourceInUse": "there is one of this name already ({message})",
+}
+
+
+@cache
+def client(service: str, region: str) -> Any:
+    """The client of a service in a region.
+
+    Raises:
+        CloudError: boto3 is not installed, or the configuration of AWS is not usable.
+    """
+    with explained(f"the client of {service}"):
+        import logging
+
+        import boto3
+        from botocore.config import Config
+
+        # It tells where it found credentials, at every client.
+        logging.getLogger("botocore").setLevel(logging.WARNING)
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            connect_timeout=_CONNECT_S,
+            read_timeout=_READ_S,
+        )
+        return boto3.client(service, region_name=region, config=config)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Whatever boto3 raises becomes one sentence about `what` was tried.
+
+    Raises:
+        CloudError: in place of it; `is_passing` tells whether another attempt may succeed.
+    """
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError as error:
+        raise CloudError(f"{what} needs boto3, which is not installed; pip install 'graft[aws]'") from error
+    try:
+        yield
+    except ClientError as error:
+        raise CloudError(f"{what}: {_said(error)}") from error
+    except BotoCoreError as error:
+        raise CloudError(f"{what}: {_unreached(error)}") from error
+
+
+def is_passing(error: CloudError) -> bool:
+    """Whether the cause of an error goes by itself: throttling, a fault of the service, a lost connection."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+
+    cause = error.__cause__
+    if isinstance(cause, ClientError):
+        return code_of(error) in _BUSY or _status(cause) >= 500
+    return isinstance(cause, HTTPClientError | ConnectionError)
+
+
+def code_of(error: CloudError) -> str:
+    """The code of the service's answer, such as ValidationException; empty where it did not answer."""
+    return str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def message_of(error: CloudError) -> str:
+    """The words of the service's answer; empty where it did not answer."""
+    return str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Message", ""))
+
+
+def is_absent(error: CloudError) -> bool:
+    """Whether the service says that there is no such thing: it does so in several ways."""
+    return code_of(error) in ("ResourceNotFound", "ResourceNotFoundException") or (
+        code_of(error) == "ValidationException" and "not found" in message_of(error).lower()
+    )
+
+
+def _said(error: Any) -> str:
+    answer = error.response.get("Error", {})
+    code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).rstrip(".")
+    if code in _BUSY or _status(error) >= 500:
+        return f"AWS answered {code or _status(error)} to each of {_ATTEMPTS} attempts; try again in some minutes"
+    return _BY_CODE.get(code, "refused ({code}: {message})").format(code=code, message=message)
+
+
+def _unreached(error: Exception) -> str:
+    from botocore import exceptions as known
+
+    text = str(error).splitlines()[0].rstrip(".")
+    if isinstance(error, known.NoCredentialsError | known.PartialCredentialsError | known.ProfileNotFound):
+        return f"no usable credentials ({text}); `aws configure` makes some, AWS_PROFILE names others"
+    if isinstance(error, known.HTTPClientError | known.ConnectionError | known.EndpointProviderError):
+        return f"AWS cannot be reached ({text}); check the network, launcher.region and AWS_ENDPOINT_URL"
+    return text
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

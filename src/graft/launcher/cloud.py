@@ -1,0 +1,233 @@
+"""The story of a command that SageMaker runs: plan, check, submit, follow, fetch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from graft.artifacts import differences, read_state, record_failure
+from graft.command import Spread
+from graft.config import OBJECTIVES, Config, SearchBackend, sweep_member, to_yaml
+from graft.errors import CloudError, ConfigError, RunError
+from graft.launcher.account import found_region, require
+from graft.launcher.bill import note_on_page, planned_and_actual
+from graft.launcher.calibration import read_calibration
+from graft.launcher.fetch import fetch_output, fetch_run
+from graft.launcher.follow import follow, how_to_follow
+from graft.launcher.job import Entry
+from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
+from graft.launcher.prices import Prices, read_prices
+from graft.launcher.submit import Submission, exists, submit
+from graft.launcher.sweep import planned_by_others, wait_for_turn
+from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from graft.launcher.trials import TunedTrial, best_trial, read_trials
+from graft.storage import local_path, write_text
+from graft.terminal import run_table, say
+
+# They say who runs a job and for how much, not what it computes.
+_NOT_OF_THE_RUN = ("launcher.", "budget.", "search.backend")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command wants to be done.
+
+    Attributes:
+        config: of the run or the search.
+        entry: which of the two.
+        overrides: what the command line said.
+        trials: of a search.
+        spreads: of a search: key -> its values.
+    """
+
+    config: Config
+    entry: Entry = Entry.train
+    overrides: tuple[str, ...] = ()
+    trials: int = 1
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+
+    @property
+    def is_tuning_job(self) -> bool:
+        """Whether SageMaker runs the search."""
+        return self.entry is Entry.tune and self.config.search.backend is SearchBackend.tuning_job
+
+
+def run_in_cloud(work: Work) -> Ticket | None:
+    """Do it on SageMaker, or only say what that would take.
+
+    Returns:
+        The job, ended and its run fetched; None where nothing was sent, or where it goes on by itself.
+
+    Raises:
+        ConfigError: something is missing, contradictory, not accepted by the service, or above the budget.
+        CloudError: the job failed, or AWS refuses.
+        RunError: the run directory is finished, or holds another run.
+    """
+    config = work.config
+    run_dir = local_path(config.run_dir, "run_dir")
+    region, cache = found_region(config), local_path(config.features.cache_dir, "features.cache_dir")
+    prices = read_prices(cache)
+    plan = _plan(work, prices, cache, region)
+    if config.launcher.plan:
+        print("\n".join(_plan_lines(work, plan, prices, cache, region)))
+        check_budget(plan, config)
+        return None
+    require(config, work.entry)
+    ticket = _earlier(config, run_dir)
+    if ticket is None or ticket.state in ("Failed", "Stopped"):
+        member = sweep_member()
+        check_budget(plan, config, planned_by_others(member) if member else 0.0)
+        for line in _plan_lines(work, plan, prices, cache, region):
+            say(line)
+        if member:
+            wait_for_turn(member, config.launcher.max_parallel)
+        ticket = _submit(work, plan, run_dir, ticket)
+    if sweep_member() or not config.launcher.wait:
+        say(f"submitted {how_to_follow(ticket, run_dir)}")
+        return None
+    return conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
+
+
+def tune_in_cloud(work: Work) -> list[TunedTrial]:
+    """Have SageMaker run a search, and fetch the run of its best trial to best/.
+
+    Returns:
+        Its trials; none where nothing was sent, or where it goes on by itself.
+
+    Raises:
+        ConfigError: as `run_in_cloud`.
+        CloudError: the tuning job failed, or AWS refuses.
+        RunError: the run directory is finished, or holds another run.
+    """
+    ticket = run_in_cloud(work)
+    if ticket is None:
+        return []
+    run_dir, objective = Path(work.config.run_dir).expanduser(), work.config.search.objective
+    trials = read_trials(ticket)
+    seconds = sum(trial.billed_seconds for trial in trials)
+    ticket = replace(ticket, billed_seconds=seconds, actual_usd=ticket.usd(seconds))
+    say(planned_and_actual(write_ticket(run_dir, ticket)))
+    best = best_trial(trials, maximize=OBJECTIVES[objective])
+    if best:
+        fetch_output(f"{ticket.results}/{best.name}/output/output.tar.gz", run_dir / "best")
+    return trials
+
+
+def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
+    """Fetch the run of a job that has ended, and say what it came to.
+
+    Raises:
+        CloudError: the job failed or was stopped; the message says why and what remains.
+    """
+    if ticket.kind == "training":
+        count = fetch_run(ticket.results, run_dir)
+        say(f"fetched {count} files from {ticket.results} to {run_dir}")
+        say(planned_and_actual(ticket))
+        note_on_page(ticket, run_dir / "report.html")
+    if ticket.state != "Completed":
+        raise CloudError(ended_badly(ticket, run_dir))
+    if ticket.entry == Entry.train.name and ticket.kind == "training":
+        report = run_dir / "report.html"
+        run_table(run_dir, _metrics(run_dir), toy=False, report=report if report.exists() else None)
+    elif ticket.kind == "training":
+        say(f"report: {run_dir}/report.html")
+        say(f"next: python train.py overrides_from={run_dir}/best.yaml")
+    return ticket
+
+
+def conclude_member(ticket: Ticket, run_dir: Path) -> None:
+    """Fetch the run of a sweep's job; what is wrong with it is kept there, and the sweep goes on."""
+    try:
+        fetch_run(ticket.results, run_dir)
+        note_on_page(ticket, run_dir / "report.html")
+        if ticket.state != "Completed":
+            raise CloudError(ended_badly(ticket, run_dir))
+        _metrics(run_dir)
+    except CloudError as error:
+        say(f"{run_dir.name}: {error}")
+        record_failure(run_dir, str(error))
+    say(f"{run_dir.name}: {planned_and_actual(ticket)}")
+
+
+def ended_badly(ticket: Ticket, run_dir: Path) -> str:
+    """What a person is told of a job that failed or was stopped."""
+    reason = f": {ticket.reason}" if ticket.reason else ""
+    goes_on = "goes on from its checkpoints" if ticket.kind == "training" else "starts another one"
+    return (
+        f"job {ticket.name} {ticket.state.lower()}{reason}; nothing of it runs any more, its files remain in "
+        f"{ticket.uri}/ (S3 storage is billed); the same command with run_dir={run_dir} {goes_on}"
+    )
+
+
+def _plan(work: Work, prices: Prices, cache: Path, region: str | None) -> Plan:
+    return make_plan(work.config, work.entry, work.trials, prices, read_calibration(cache), region)
+
+
+def _plan_lines(work: Work, plan: Plan, prices: Prices, cache: Path, region: str | None) -> list[str]:
+    lines = list(describe(plan, work.config, prices, region))
+    if work.entry is Entry.tune:
+        one, many = (
+            _plan(replace(work, config=_with_backend(work.config, backend)), prices, cache, region)
+            for backend in SearchBackend
+        )
+        lines.append(compare_backends(one, many, work.config.search.backend))
+    return lines
+
+
+def _with_backend(config: Config, backend: SearchBackend) -> Config:
+    return replace(config, search=replace(config.search, backend=backend))
+
+
+def _earlier(config: Config, run_dir: Path) -> Ticket | None:
+    """The job that an earlier command submitted for this run directory; None where none is there.
+
+    Raises:
+        RunError: the directory is finished, or holds another run.
+    """
+    if read_state(run_dir).get("state") == "finished":
+        raise RunError(f"run_dir={run_dir} holds a finished run; give another run_dir, or delete that one")
+    ticket = read_ticket(run_dir)
+    if ticket is None:
+        return None
+    kept = run_dir / "config.yaml"
+    if kept.exists() and (listed := differences(kept.read_text(), to_yaml(config), _NOT_OF_THE_RUN)):
+        raise RunError(
+            f"run_dir={run_dir} is of job {ticket.name} with another configuration: {', '.join(listed)}; give the same "
+            "configuration to follow it, or another run_dir"
+        )
+    if ticket.state == "submitting" and not exists(ticket):
+        return replace(ticket, state="Stopped", reason="it was never created")
+    if not ticket.has_ended:
+        say(f"job {ticket.name} was submitted for this run before")
+        return write_ticket(run_dir, replace(ticket, state="submitted"))
+    return ticket
+
+
+def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ticket:
+    spreads = work.spreads if work.is_tuning_job else {}
+    if work.is_tuning_job and not spreads:
+        raise ConfigError("search.space is empty: a tuning job needs something to search")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "config.yaml", to_yaml(work.config))
+    submission = Submission(work.config, work.entry, work.overrides, plan, spreads)
+    try:
+        return submit(submission, run_dir, earlier)
+    except KeyboardInterrupt:
+        ticket = read_ticket(run_dir)
+        if ticket and not ticket.has_ended:
+            say(f"\ninterrupted while the job was created; if it was, {how_to_follow(ticket, run_dir)}")
+        raise
+
+
+def _metrics(run_dir: Path) -> dict[str, float]:
+    """The metrics of a run that was fetched."""
+    try:
+        metrics: dict[str, float] = json.loads((run_dir / "metrics.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CloudError(
+            f"the job is completed, but {run_dir}/metrics.json cannot be read ({error}); "
+            f"`python -m graft.launcher follow {run_dir}` fetches it again"
+        ) from error
+    return metrics

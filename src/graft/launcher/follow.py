@@ -1,0 +1,182 @@
+"""Watching a job until it ends: its state, its log, and what Ctrl-C means."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from graft.errors import CloudError
+from graft.launcher.calls import client, explained, is_passing
+from graft.launcher.logs import JobLog
+from graft.launcher.status import Status, ask
+from graft.launcher.ticket import Ticket, write_ticket
+from graft.terminal import say
+
+_LONGEST_PAUSE_S = 10.0
+_GIVE_UP_S = 600.0  # AWS not answering for so long ends the watching, not the job
+
+
+def how_to_follow(ticket: Ticket, run_dir: Path) -> str:
+    """The commands for a job that goes on by itself."""
+    return (
+        f"{ticket.name} goes on and is billed; watch it and fetch its run with `python -m graft.launcher follow "
+        f"{run_dir}`, end it with `python -m graft.launcher stop {run_dir}`"
+    )
+
+
+def follow(ticket: Ticket, run_dir: Path, *, pause: Callable[[float], None] = time.sleep) -> Ticket:
+    """Show a job until it has ended; Ctrl-C asks whether to stop it.
+
+    Args:
+        ticket: of the job.
+        run_dir: local, where job.json is.
+        pause: waits so many seconds.
+
+    Returns:
+        The ticket with its state and what it cost.
+
+    Raises:
+        CloudError: AWS has not answered for ten minutes, or denies.
+        KeyboardInterrupt: a person only wants to stop watching.
+    """
+    log = JobLog(ticket.name, ticket.region) if ticket.kind == "training" else None
+    while True:
+        try:
+            status = _watch(ticket, run_dir, log, pause)
+            break
+        except KeyboardInterrupt:
+            if not _wants_to_go_on(ticket, run_dir):
+                raise
+    return ended(ticket, status, run_dir)
+
+
+def ended(ticket: Ticket, status: Status, run_dir: Path) -> Ticket:
+    """The ticket of a job that has ended, kept in job.json."""
+    usd = None if status.billed_seconds is None else ticket.usd(status.billed_seconds)
+    reason = "it ran out of the time that launcher.max_hours or budget.usd allows" if status.out_of_time else ""
+    return write_ticket(
+        run_dir,
+        replace(
+            ticket,
+            state=status.state,
+            reason=reason or status.reason,
+            billed_seconds=status.billed_seconds,
+            actual_usd=usd,
+        ),
+    )
+
+
+def ask_patiently(ticket: Ticket, run_dir: Path, pause: Callable[[float], None] = time.sleep) -> Status:
+    """The state of a job; where AWS does not answer, asked again for ten minutes, which is told once.
+
+    Raises:
+        CloudError: AWS denies, or has not answered for so long; the message says that the job goes on.
+    """
+    started = time.monotonic()
+    told = False
+    while True:
+        try:
+            return ask(ticket)
+        except CloudError as error:
+            if not is_passing(error) or time.monotonic() - started > _GIVE_UP_S:
+                raise CloudError(f"{error}; {how_to_follow(ticket, run_dir)}") from error
+            if not told:
+                say(f"{error}; still watching")
+                told = True
+        pause(_LONGEST_PAUSE_S)
+
+
+def stop(ticket: Ticket) -> None:
+    """Ask SageMaker to end a job; it may take a minute or two.
+
+    Raises:
+        CloudError: it cannot be asked.
+    """
+    service = client("sagemaker", ticket.region)
+    with explained(f"stopping {ticket.name}"):
+        if ticket.kind == "tuning":
+            service.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=ticket.name)
+        else:
+            service.stop_training_job(TrainingJobName=ticket.name)
+
+
+def spent(ticket: Ticket, seconds: float) -> str:
+    """What so many seconds of one machine cost, in words."""
+    usd = ticket.usd(seconds)
+    return "at an unknown price" if usd is None else f"${usd:.2f}"
+
+
+def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Callable[[float], None]) -> Status:
+    """The state in which the job ended."""
+    shown = ""
+    started = time.monotonic()
+    with _status_line() as line:
+        while True:
+            status = ask_patiently(ticket, run_dir, pause)
+            if status.phase != shown:
+                say(f"{ticket.name}: {status.phase or status.state}")
+                shown = status.phase
+            # After the question, so that the last lines are not missed.
+            log = _shown(log)
+            line(_progress(ticket, status))
+            if status.has_ended:
+                return status
+            pause(min(_LONGEST_PAUSE_S, 1 + (time.monotonic() - started) / 30))
+
+
+def _shown(log: JobLog | None) -> JobLog | None:
+    """Print what is new of a log; None, told once, where it cannot be read: the job does not depend on it."""
+    try:
+        for text in log.new_lines() if log else ():
+            say(text)
+    except CloudError as error:
+        if is_passing(error):
+            return log
+        say(f"{error}; watching goes on without it")
+        return None
+    return log
+
+
+def _progress(ticket: Ticket, status: Status) -> str:
+    # An upper bound while the job runs: waiting for machines is not billed.
+    so_far = spent(ticket, status.elapsed_s * ticket.instances) if ticket.kind == "training" else ""
+    planned = ticket.planned_minutes
+    of = f" of {planned[0]:.0f} .. {planned[1]:.0f} planned" if planned else ""
+    return f"{status.phase}, {status.elapsed_s / 60:.0f} min{of}" + (f", at most {so_far} so far" if so_far else "")
+
+
+def _wants_to_go_on(ticket: Ticket, run_dir: Path) -> bool:
+    """What a person wants after Ctrl-C; without a terminal to ask at, only the watching ends."""
+    if not sys.stdin.isatty():
+        say(how_to_follow(ticket, run_dir))
+        return False
+    try:
+        say(f"\n{ticket.name} is running and billed. [s]top it, [w]atch no more, or Enter to go on watching?")
+        answer = sys.stdin.readline().strip().lower()
+    except KeyboardInterrupt:
+        answer = "w"
+    if answer.startswith("s"):
+        stop(ticket)
+        say(f"{ticket.name} is being stopped; this waits until nothing is billed any more")
+        return True
+    if answer.startswith("w"):
+        say(how_to_follow(ticket, run_dir))
+        return False
+    return True
+
+
+@contextmanager
+def _status_line() -> Iterator[Callable[[str], None]]:
+    """A line at the foot of the terminal that tells how far the job is; without a terminal there is none."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("asking SageMaker") as line:
+        yield lambda text: line.update(text)

@@ -1,0 +1,244 @@
+"""What a command would create, how long it takes and what it costs: pure, without network, torch or AWS's packages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graft.budget import seconds_for
+from graft.config import Config, DataKind, SearchBackend
+from graft.errors import ConfigError
+from graft.launcher.calibration import BACKBONE_GMACS, Calibration, Span, look_seconds
+from graft.launcher.job import Entry
+from graft.launcher.prices import Machine, Prices
+from graft.launcher.requests import Limits
+
+DOGS = 8_351  # photos of the data set that graft was made for
+_CLASSES_OF_DEMO = 8
+
+# Seconds of a job beside its work, billed: from the container's start to the first line of train.py (pulling the
+# image, installing what it lacks), and evaluation, report and upload at the end.
+_START_S = Span(90, 420)
+_END_S = Span(20, 90)
+_COPY_S = Span(0.002, 0.012)  # a photo from S3 to the job's disk
+_HEAD_S = Span(0.000_01, 0.000_1)  # one photo's features through one head and back, once
+_BACKWARD = 3  # forward and backward pass of a backbone that trains, against the forward pass alone
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be created, and what it takes.
+
+    Attributes:
+        entry: one training, or a search.
+        jobs: how many jobs are created.
+        parallel: of them at a time.
+        instance_type: of each machine.
+        instances: machines of each job.
+        job_minutes: of one job, billed.
+        usd_per_hour: of one machine; None where the price is not known.
+        limits: after which jobs are ended.
+        assumptions: what was taken for granted, a sentence each.
+    """
+
+    entry: Entry
+    jobs: int
+    parallel: int
+    instance_type: str
+    instances: int
+    job_minutes: Span
+    usd_per_hour: float | None
+    limits: Limits
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def minutes(self) -> Span:
+        """On the clock, without waiting for machines."""
+        return self.job_minutes.times(math.ceil(self.jobs / self.parallel))
+
+    @property
+    def usd(self) -> Span | None:
+        """Of all jobs; None where the price is not known."""
+        if self.usd_per_hour is None:
+            return None
+        return self.job_minutes.times(self.jobs * self.instances * self.usd_per_hour / 60)
+
+
+def make_plan(
+    config: Config, entry: Entry, trials: int, prices: Prices, calibration: Calibration, region: str | None
+) -> Plan:
+    """The plan of a command.
+
+    Args:
+        config: of the run or the search.
+        entry: which of the two.
+        trials: of the search; 1 for one training.
+        prices: of a region.
+        calibration: of a core.
+        region: where it would run; None: where the prices hold.
+    """
+    many = entry is Entry.tune and config.search.backend is SearchBackend.tuning_job
+    name, instances = config.launcher.instance_type, config.trainer.num_nodes
+    machine = prices.machines.get(name, Machine(0.0, 4, 1 if config.trainer.accelerator.name == "gpu" else 0))
+    seconds = job_seconds(config, 1 if many else trials, calibration, machine)
+    jobs = trials if many else 1
+    parallel = min(config.launcher.max_parallel, jobs)
+    price = prices.of(name, region)
+    return Plan(
+        entry,
+        jobs,
+        parallel,
+        name,
+        instances,
+        seconds.times(1 / 60),
+        price,
+        limits_of(config, price, parallel),
+        tuple(_assumptions(config, prices, calibration, region)),
+    )
+
+
+def job_seconds(config: Config, trials: int, calibration: Calibration, machine: Machine) -> Span:
+    """Billed seconds of one job that trains `trials` heads on one look at the photos."""
+    photos, _ = photo_count(config)
+    family = config.launcher.instance_type.removeprefix("ml.").partition(".")[0]
+    look = look_seconds(calibration, machine, family, config.model.backbone)
+    if config.trains_on_features:
+        views = (1 if config.features.plain else 0) + config.features.views
+        work = look.times(photos * views / config.trainer.num_nodes)
+        fit = _HEAD_S.times(photos * config.trainer.max_epochs * trials)
+    else:
+        work = look.times(photos)
+        fit = look.times(_BACKWARD * photos * config.trainer.max_epochs * trials / config.trainer.num_nodes)
+    copied = _COPY_S.times(photos if config.data.kind is DataKind.folder else 0)
+    return _START_S.plus(copied).plus(work).plus(fit).plus(_END_S)
+
+
+def photo_count(config: Config) -> tuple[int, str]:
+    """Number of photos, and how it is known: empty where the configuration says it."""
+    if config.data.images:
+        return config.data.images, ""
+    if config.data.kind is DataKind.demo:
+        return 2 * _CLASSES_OF_DEMO * config.data.demo_per_class, ""
+    return DOGS, f"{DOGS:,} photos, as the dogs have; data.images=N says how many yours are"
+
+
+def limits_of(config: Config, usd_per_hour: float | None, parallel: int) -> Limits:
+    """When jobs are ended: `launcher.max_hours`, or what `budget.usd` pays for where that is less."""
+    hours = math.floor(config.launcher.max_hours * 3600) or 1
+    if config.budget.usd is None or usd_per_hour is None:
+        return Limits(hours)
+    paid = seconds_for(config.budget.usd, usd_per_hour * config.trainer.num_nodes)
+    return Limits(min(hours, paid), max(paid // parallel, 1))
+
+
+def check_budget(plan: Plan, config: Config, spent: float = 0.0) -> None:
+    """Refuse a plan that may cost more than `budget.usd`.
+
+    Args:
+        plan: of this command.
+        config: with the budget.
+        spent: what the other jobs of a sweep are planned to cost.
+
+    Raises:
+        ConfigError: it may, or its price is not known.
+    """
+    budget = config.budget.usd
+    if budget is None:
+        return
+    if plan.usd is None:
+        raise ConfigError(
+            f"budget.usd={budget:g}: the price of {plan.instance_type} there is not known, so no budget can be held; "
+            "`python -m graft.launcher prices REGION` reads it from AWS, budget.usd=null sets none"
+        )
+    total = plan.usd.high + spent
+    if total > budget:
+        others = f", {spent:.2f} of it for the other jobs of this sweep" if spent else ""
+        raise ConfigError(
+            f"budget.usd={budget:g}: this may cost ${total:.2f}{others} ({dollars(plan.usd)}); accepted is "
+            f"budget.usd={math.ceil(total * 100) / 100:.2f} or more, a cheaper launcher.instance_type, or less to do"
+        )
+
+
+def describe(plan: Plan, config: Config, prices: Prices, region: str | None) -> Iterator[str]:
+    """A plan in lines for a person."""
+    kind = "tuning job" if plan.jobs > 1 or _is_tuning(config, plan.entry) else "training job"
+    count = f"{plan.jobs} training jobs of 1 tuning job" if kind == "tuning job" else "1 training job"
+    each = " each" if plan.jobs > 1 else ""
+    how = "spot" if config.launcher.spot else "on demand"
+    yield f"plan: {count}, {plan.instances} x {plan.instance_type}{each}, {how}, in {region or prices.region}"
+    where = f"s3://{config.launcher.bucket or 'BUCKET'}/{config.launcher.prefix}/jobs/NAME/"
+    yield f"creates: the {kind}, {where} (source, checkpoints, results), a log in CloudWatch"
+    at_a_time = f", {plan.parallel} jobs at a time" if plan.jobs > 1 else ""
+    yield f"minutes: {plan.minutes.low:.0f} .. {plan.minutes.high:.0f}{at_a_time}; waiting for machines is not billed"
+    yield f"dollars: {_cost(plan, prices, region)}"
+    yield f"ends by itself: {_end(plan, config)}"
+    yield from (f"assumed: {assumption}" for assumption in plan.assumptions)
+
+
+def compare_backends(one: Plan, many: Plan, chosen: SearchBackend) -> str:
+    """One sentence: what a search costs in both backends, and the difference."""
+    names = {SearchBackend.one_job: one, SearchBackend.tuning_job: many}
+    costs = [
+        f"search.backend={backend.name}{' (chosen)' if backend is chosen else ''} "
+        f"{dollars(plan.usd) if plan.usd else 'at an unknown price'} in {plan.minutes.low:.0f} .. "
+        f"{plan.minutes.high:.0f} minutes"
+        for backend, plan in names.items()
+    ]
+    if not (one.usd and many.usd):
+        return f"both: {'; '.join(costs)}"
+    more = Span(many.usd.low - one.usd.low, many.usd.high - one.usd.high)
+    return (
+        f"both: {'; '.join(costs)}: {many.jobs} jobs, each with a start and a look at the photos of its own, cost "
+        f"{dollars(more)} more"
+    )
+
+
+def dollars(usd: Span) -> str:
+    """A range of dollars."""
+    return f"${usd.low:.2f} .. ${usd.high:.2f}"
+
+
+def _is_tuning(config: Config, entry: Entry) -> bool:
+    return entry is Entry.tune and config.search.backend is SearchBackend.tuning_job
+
+
+def _cost(plan: Plan, prices: Prices, region: str | None) -> str:
+    dated = f"{prices.region}, prices of {prices.date}, {prices.source}"
+    if plan.usd is None:
+        guide = prices.of(plan.instance_type, None)
+        known = f"; in {prices.region} it is ${guide:g} an hour (prices of {prices.date})" if guide else ""
+        there = region or prices.region
+        return (
+            f"unknown: no price of {plan.instance_type} in {there} here{known}; "
+            f"`python -m graft.launcher prices {there}` reads AWS's list"
+        )
+    return f"{dollars(plan.usd)} at ${plan.usd_per_hour:g} an hour ({dated}), plus cents for S3 and logs"
+
+
+def _end(plan: Plan, config: Config) -> str:
+    hours = plan.limits.seconds / 3600
+    key = "budget.usd" if plan.limits.seconds < math.floor(config.launcher.max_hours * 3600) else "launcher.max_hours"
+    cost = "" if plan.usd_per_hour is None else f", ${hours * plan.instances * plan.usd_per_hour:.2f}"
+    each = "each job " if plan.jobs > 1 else ""
+    return f"{each}after {hours:.2g} h{cost} ({key})"
+
+
+def _assumptions(config: Config, prices: Prices, calibration: Calibration, region: str | None) -> Iterator[str]:
+    if region is None:
+        yield f"region {prices.region}, for none is set (launcher.region)"
+    _, how = photo_count(config)
+    if how:
+        yield how
+    if config.model.backbone not in BACKBONE_GMACS:
+        yield f"{config.model.backbone} computes as much as resnet50"
+    yield (
+        f"a core does what one of {calibration.machine} did on {calibration.date}, "
+        "half to twice as fast (`python -m graft.launcher calibrate` measures this machine)"
+    )
+    if ".c7i." in config.launcher.instance_type or ".m7i." in config.launcher.instance_type:
+        yield "its matrix units make it 3 to 16 times as fast in the backbone"
+    if config.trainer.accelerator.name != "cpu":
+        yield "a GPU reaches a quarter to a half of NVIDIA's stated peak; none was measured"
+    if config.launcher.spot:
+        yield "the on-demand price; spot capacity costs less, by up to 90 %, and may take longer"

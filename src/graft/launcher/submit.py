@@ -1,0 +1,202 @@
+"""Sending a job: everything is checked first, then the source goes up, then the job is created."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from graft.command import Spread
+from graft.config import Config
+from graft.errors import CloudError, ConfigError
+from graft.launcher.account import Account, account_of, found_region, is_weights_file
+from graft.launcher.calls import client, code_of, explained, is_absent, is_passing
+from graft.launcher.images import find_image
+from graft.launcher.job import Entry
+from graft.launcher.packing import channels_of, file_md5, make_job, weights_uri
+from graft.launcher.plan import Plan
+from graft.launcher.requests import (
+    Request,
+    checkpoints_uri,
+    source_uri,
+    training_job_request,
+    tuning_job_request,
+)
+from graft.launcher.source import pack_source
+from graft.launcher.ticket import Ticket, write_ticket
+from graft.launcher.validation import check_request
+from graft.s3 import S3Store
+from graft.terminal import say
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is to be sent.
+
+    Attributes:
+        config: of the run or the search.
+        entry: which of the two.
+        overrides: what the command line said.
+        plan: what it takes.
+        spreads: of a tuning job: key -> its values; empty: a training job.
+    """
+
+    config: Config
+    entry: Entry
+    overrides: tuple[str, ...]
+    plan: Plan
+    spreads: Mapping[str, Spread]
+
+
+def submit(submission: Submission, run_dir: Path, earlier: Ticket | None = None) -> Ticket:
+    """Create a job; job.json in `run_dir` knows of it from before it is there.
+
+    Args:
+        submission: what is to be sent.
+        run_dir: local.
+        earlier: a job that ended before its run was finished, and whose checkpoints this one goes on with.
+
+    Raises:
+        ConfigError: the request would be refused.
+        CloudError: AWS refused, or cannot be reached.
+    """
+    config = submission.config
+    region = found_region(config)
+    if region is None:
+        raise ConfigError("launcher.region=null: accepted is the name of a region, such as us-east-1")
+    account = account_of(config, find_image(config, region))
+    name = new_name("tune" if submission.entry is Entry.tune else "train")
+    checkpoints = earlier.results.rpartition("/")[0] if earlier and not submission.spreads else None
+    operation, request = _request(submission, account, name, checkpoints)
+    check_request(operation, request)
+    check_bucket(account)
+    _send_files(submission, account, name)
+    ticket = write_ticket(run_dir, _ticket(submission, account, name, checkpoints))
+    _create(operation, request, ticket)
+    return write_ticket(run_dir, replace(ticket, state="submitted"))
+
+
+def new_name(kind: str) -> str:
+    """A name of a job that no other has, at most 32 characters: tuning jobs take no more."""
+    return f"graft-{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def check_bucket(account: Account) -> None:
+    """Refuse a bucket that is not there, or that belongs to another account.
+
+    Raises:
+        CloudError: it is so, or AWS cannot be asked.
+    """
+    with explained("asking whose credentials these are"):
+        owner = client("sts", account.region).get_caller_identity()["Account"]
+    try:
+        with explained(f"launcher.bucket={account.bucket}"):
+            client("s3", account.region).head_bucket(Bucket=account.bucket, ExpectedBucketOwner=owner)
+    except CloudError as error:
+        if code_of(error) in ("403", "404"):
+            why = "there is no such bucket" if code_of(error) == "404" else "denied"
+            raise CloudError(
+                f"launcher.bucket={account.bucket}: {why}; accepted is a bucket of account {owner} "
+                f"(`aws s3 mb s3://{account.bucket}` makes one)"
+            ) from error
+        raise
+
+
+def exists(ticket: Ticket) -> bool:
+    """Whether a job is there, whatever its state.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    service = client("sagemaker", ticket.region)
+    try:
+        with explained(f"job {ticket.name}"):
+            if ticket.kind == "tuning":
+                service.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=ticket.name)
+            else:
+                service.describe_training_job(TrainingJobName=ticket.name)
+    except CloudError as error:
+        if is_absent(error):
+            return False
+        raise
+    return True
+
+
+def _request(submission: Submission, account: Account, name: str, checkpoints: str | None) -> tuple[str, Request]:
+    config, plan = submission.config, submission.plan
+    channels = channels_of(config, account)
+    if submission.spreads:
+        return "CreateHyperParameterTuningJob", tuning_job_request(
+            config, account, name, channels, plan.limits, submission.spreads, plan.jobs
+        )
+    return "CreateTrainingJob", training_job_request(config, account, name, channels, plan.limits, checkpoints)
+
+
+def _send_files(submission: Submission, account: Account, name: str) -> None:
+    config = submission.config
+    job = make_job(config, submission.entry, submission.overrides, trial=bool(submission.spreads))
+    put(source_uri(account, name), pack_source(job))
+    if is_weights_file(config.model.weights) and not config.model.weights.startswith("s3://"):
+        path, uri = Path(config.model.weights).expanduser(), weights_uri(config, account)
+        folder, _, file = uri.rpartition("/")
+        if file not in S3Store(folder).present().names:
+            say(f"sending {path} to {uri}")
+            S3Store(folder).put(file, path, file_md5(path))
+
+
+def put(uri: str, content: bytes) -> None:
+    """Write an object at s3://BUCKET/KEY.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    folder, _, name = uri.rpartition("/")
+    S3Store(folder).put(name, content, hashlib.md5(content, usedforsecurity=False).hexdigest())
+
+
+def _ticket(submission: Submission, account: Account, name: str, checkpoints: str | None) -> Ticket:
+    plan = submission.plan
+    is_tuning = bool(submission.spreads)
+    results = account.uri("jobs") if is_tuning else f"{checkpoints or checkpoints_uri(account, name)}/run"
+    return Ticket(
+        name=name,
+        kind="tuning" if is_tuning else "training",
+        entry=submission.entry.name,
+        region=account.region,
+        uri=account.uri("jobs", name),
+        results=results,
+        instance_type=plan.instance_type,
+        instances=plan.instances,
+        usd_per_hour=plan.usd_per_hour,
+        planned_minutes=(plan.minutes.low, plan.minutes.high),
+        planned_usd=(plan.usd.low, plan.usd.high) if plan.usd else None,
+        image=account.image,
+    )
+
+
+def _create(operation: str, request: Request, ticket: Ticket) -> None:
+    """Create the job. Where the answer got lost, SageMaker is asked whether it is there: it would be billed."""
+    service = client("sagemaker", ticket.region)
+    create = service.create_hyper_parameter_tuning_job if ticket.kind == "tuning" else service.create_training_job
+    try:
+        with explained(f"creating {ticket.name}"):
+            create(**request)
+    except CloudError as error:
+        lost = is_passing(error) or code_of(error) == "ResourceInUse"  # the name is ours: a retry met its own job
+        if not lost:
+            raise CloudError(f"{error}; nothing was created") from error
+        if not _is_there(ticket, error):
+            raise CloudError(f"{error}; no job was created") from error
+
+
+def _is_there(ticket: Ticket, why: CloudError) -> bool:
+    try:
+        return exists(ticket)
+    except CloudError as error:
+        raise CloudError(
+            f"{why}; whether {ticket.name} was created is not known, and it would be billed: "
+            f"`python -m graft.launcher list launcher.region={ticket.region}` shows it"
+        ) from error

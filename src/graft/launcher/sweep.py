@@ -1,0 +1,93 @@
+"""The jobs of a sweep (`-m`): submitted as others end, followed together, fetched one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from graft.launcher.follow import ask_patiently, ended, spent
+from graft.launcher.ticket import Ticket, read_ticket
+from graft.terminal import say
+
+_PAUSE_S = 5.0
+Members = dict[Path, Ticket]
+
+
+def members(sweep_dir: Path) -> Members:
+    """The runs of a sweep that a job was submitted for, in their order."""
+    if not sweep_dir.is_dir():
+        return {}
+    runs = sorted((path for path in sweep_dir.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    return {run: ticket for run in runs if (ticket := read_ticket(run))}
+
+
+def planned_by_others(member: Path) -> float:
+    """Dollars that the other jobs of a sweep cost, or are planned to cost at most."""
+    others = (ticket for run, ticket in members(member.parent).items() if run != member)
+    return sum(t.actual_usd if t.actual_usd is not None else (t.planned_usd or (0.0, 0.0))[1] for t in others)
+
+
+def wait_for_turn(member: Path, most: int, *, pause: Callable[[float], None] = time.sleep) -> None:
+    """Return when fewer than `most` jobs of the sweep go on.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    told = False
+    while len(active := _still_active(member.parent)) >= most:
+        if not told:
+            say(f"{member.name}: waits for one of {len(active)} jobs to end (launcher.max_parallel={most})")
+            told = True
+        with_word(active, member.parent, pause)
+
+
+def follow_sweep(
+    sweep_dir: Path, end: Callable[[Ticket, Path], object], *, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Wait until all jobs of a sweep have ended; each is handed to `end` as it does.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    waiting = {run: ticket for run, ticket in members(sweep_dir).items() if not (run / "run.json").exists()}
+    phases: dict[Path, str] = {}
+    while waiting:
+        for run, ticket in list(waiting.items()):
+            status = ask_patiently(ticket, run, pause)
+            if phases.get(run) != status.phase:
+                phases[run] = status.phase
+                say(f"{run.name}: {ticket.name}: {status.phase or status.state}")
+            if status.has_ended:
+                end(ended(ticket, status, run), run)
+                del waiting[run]
+        if waiting:
+            with_word(waiting, sweep_dir, pause)
+
+
+def with_word(active: Members, sweep_dir: Path, pause: Callable[[float], None]) -> None:
+    """Pause; Ctrl-C says what goes on."""
+    try:
+        pause(_PAUSE_S)
+    except KeyboardInterrupt:
+        names = ", ".join(ticket.name for ticket in active.values())
+        say(
+            f"{names} go on and are billed; watch them with `python -m graft.launcher follow {sweep_dir}`, end them "
+            f"with `python -m graft.launcher stop {sweep_dir}`"
+        )
+        raise
+
+
+def _still_active(sweep_dir: Path) -> Members:
+    active = {}
+    for run, ticket in members(sweep_dir).items():
+        if ticket.has_ended:
+            continue
+        status = ask_patiently(ticket, run)
+        if status.has_ended:
+            ended(ticket, status, run)
+            billed = spent(ticket, status.billed_seconds or 0)
+            say(f"{run.name}: {ticket.name}: {status.state}, {billed}")
+        else:
+            active[run] = ticket
+    return active
