@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# As train.py has it, and before torch is loaded: the tests of another process share the cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # SageMaker's training toolkit: `make toolkit` builds its environment, VENV_TOOLKIT names another one.
 TOOLKIT = Path(os.environ.get("VENV_TOOLKIT", Path(__file__).resolve().parents[1] / ".venv-toolkit")) / "bin" / "train"
