@@ -4,6 +4,8 @@
 #   make check   lint, formatting, types
 #   make bench   images/s of the feature cache beside a plain loop
 #   make test-smdebug   tests with SageMaker's smdebug, in .venv-smdebug; as root it installs a C compiler if there is none
+#   make toolkit SageMaker's training toolkit, in .venv-toolkit, for tests of SageMaker jobs; needs a C compiler
+#   make local-aws   a local AWS that runs SageMaker jobs and endpoints as processes, until Ctrl-C; no account is needed
 #   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
@@ -15,6 +17,8 @@ MAKEFLAGS += --no-builtin-rules
 VENV ?= .venv
 PY := $(VENV)/bin/python
 VENV_SMDEBUG ?= .venv-smdebug
+VENV_TOOLKIT ?= .venv-toolkit
+export VENV_TOOLKIT
 ARGS ?=
 DEMO_DIR := runs/demo
 
@@ -24,8 +28,10 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } 
 
 STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml constraints-smdebug.txt; } | cksum | tr ' ' '-')
 
+STAMP_TOOLKIT := $(VENV_TOOLKIT)/installed-$(shell { pwd; cat pyproject.toml constraints.txt constraints-toolkit.txt; } | cksum | tr ' ' '-')
+
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench picture test-smdebug
+.PHONY: help environment demo test check bench picture test-smdebug toolkit local-aws
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -76,6 +82,26 @@ $(STAMP):
 	  | sed -unE 's/^ *(Downloading|Using cached) (.*\/)?([^ ]+) (\([0-9]{2,}\.?[0-9]* MB\)|\([0-9.]+ GB\))$$/  \3 \4/p; s/^Installing collected packages.*/  installing/p'
 	@touch $@
 	@echo "$(VENV) is ready."
+
+toolkit: $(STAMP_TOOLKIT)
+
+local-aws: $(STAMP) $(STAMP_TOOLKIT)
+	$(PY) -m tests.aws $(ARGS)
+
+# Beside the main environment, whose packages it sees through a .pth file: torch is not installed twice, and the
+# toolkit's own `pip install -r requirements.txt` finds all that a job needs.
+$(STAMP_TOOLKIT): $(STAMP)
+	@set -euo pipefail; \
+	command -v cc >/dev/null || command -v gcc >/dev/null \
+	  || { echo "SageMaker's training toolkit needs a C compiler; on Debian: apt-get install gcc libc6-dev python3-dev" >&2; exit 1; }; \
+	rm -rf $(VENV_TOOLKIT); \
+	$(PY) -m venv --without-pip $(VENV_TOOLKIT); \
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(PY) -c "$$packages" > "$$($(VENV_TOOLKIT)/bin/python -c "$$packages")/graft-environment.pth"; \
+	$(VENV_TOOLKIT)/bin/python -m pip install --disable-pip-version-check --no-input --quiet \
+	  -c constraints.txt -c constraints-toolkit.txt sagemaker-training
+	@touch $@
+	@echo "$(VENV_TOOLKIT) is ready."
 
 test-smdebug: $(STAMP_SMDEBUG)
 	$(VENV_SMDEBUG)/bin/python -m pytest -m smdebug tests/test_smdebug.py $(ARGS)

@@ -18,7 +18,7 @@ import hydra  # noqa: E402  (the clock starts before the first slow import)
 from omegaconf import DictConfig  # noqa: E402
 
 from graft.command import SearchLine, overrides_given, prepare, take_sweeps  # noqa: E402
-from graft.config import Config, parse  # noqa: E402
+from graft.config import Config, LauncherKind, SearchBackend, parse  # noqa: E402
 from graft.errors import ConfigError  # noqa: E402
 from graft.launcher import launch  # noqa: E402
 from graft.launcher.job import Entry  # noqa: E402
@@ -26,6 +26,7 @@ from graft.terminal import plain_errors, say  # noqa: E402
 
 if TYPE_CHECKING:
     from graft.search.search import SearchResult
+    from graft.search.space import Space
 
 SEARCHED = SearchLine([], {}, frozenset())
 
@@ -48,11 +49,26 @@ def main(tree: DictConfig) -> None:
         config = dataclasses.replace(config, search=searched)
         for warning in warnings(space):
             say(warning)
-        if result := launch(config, search, Entry.tune, trial_count(config, space), space.spreads):
+        trials = trial_count(config, space)
+        if config.launcher.kind is LauncherKind.sagemaker and config.search.backend is SearchBackend.tuning_job:
+            tune_by_service(config, space, trials)
+        elif result := launch(config, search, Entry.tune, trials):
             from graft.search.publish import publish
             from graft.search.summary import print_summary
 
             print_summary(result, publish(result))
+
+
+def tune_by_service(config: Config, space: Space, trials: int) -> None:
+    """Have SageMaker run the trials as a tuning job, and show what came of it."""
+    from graft.launcher.cloud import Work, tune_in_cloud
+
+    found = tune_in_cloud(Work(config, Entry.tune, overrides_given(), trials, space.spreads))
+    if found:
+        from graft.search.tuned import print_tuned, write_search
+
+        run_dir, s = Path(config.run_dir).expanduser(), config.search
+        print_tuned(write_search(run_dir, space, s.objective, found, overrides_given(), s.seed))
 
 
 def search(config: Config) -> SearchResult:

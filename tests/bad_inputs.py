@@ -230,6 +230,16 @@ def sagemaker(place: Place) -> Answer:
 
 
 @row
+def plan_of_no_job(place: Place) -> Answer:
+    return place.train("launcher.plan=true")
+
+
+@row
+def above_budget(place: Place) -> Answer:
+    return place.train("trainer=sagemaker_gpu", "launcher.plan=true", "budget.usd=0.01")
+
+
+@row
 def no_overrides_file(place: Place) -> Answer:
     return place.train(f"overrides_from={place.folder}/best.yaml")
 

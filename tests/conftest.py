@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+# SageMaker's training toolkit: `make toolkit` builds its environment, VENV_TOOLKIT names another one.
+TOOLKIT = Path(os.environ.get("VENV_TOOLKIT", Path(__file__).resolve().parents[1] / ".venv-toolkit")) / "bin" / "train"
 
 
 def pytest_configure() -> None:
@@ -20,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests, with the reason in the summary, where what they need is not there."""
     needs = {
         "real_data": (REAL_DATA.is_dir(), f"needs real photos and weights in {REAL_DATA}"),
+        "toolkit": (TOOLKIT.exists(), f"needs SageMaker's training toolkit in {TOOLKIT}: make toolkit"),
         "smdebug": (find_spec("smdebug") is not None, "needs smdebug: make test-smdebug"),
     }
     for marker, (is_there, reason) in needs.items():

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from graft.config import Config
-from graft.errors import CloudError, RunError
-from graft.launcher import calls, submit
+from graft.errors import CloudError, ConfigError, RunError
+from graft.launcher import calls, follow, submit
 from graft.launcher.cloud import Work, run_in_cloud
 from graft.launcher.ticket import read_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
+from tests.scripted import ABSENT, BROKEN, DENIED, THROTTLED, Script, training
 
 NAME = "graft-train-20261127-120000-abcd"
 ROLE = "arn:aws:iam::123456789012:role/graft"
@@ -41,8 +42,17 @@ def server() -> Iterator[str]:
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     use_server(monkeypatch, server)
     monkeypatch.setattr(submit, "new_name", lambda kind: NAME)
+    monkeypatch.setattr(follow, "_LONGEST_PAUSE_S", 0.0)
     calls.client.cache_clear()
     return new_bucket(server, "results")
+
+
+@pytest.fixture
+def script(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """AWS as the test wants it; what it does not script, moto answers."""
+    script = Script(monkeypatch)
+    script.answer("CreateTrainingJob", (200, {"TrainingJobArn": "arn"}))
+    return script
 
 
 def in_cloud(tmp_path: Path, *more: str) -> Config:
@@ -59,11 +69,23 @@ def put(server: str, key: str, content: object) -> None:
     client(server).put_object(Bucket="results", Key=key, Body=json.dumps(content).encode())
 
 
-def test_a_run_is_submitted_followed_and_fetched(server: str, bucket: str, tmp_path: Path) -> None:
+def leave_run(server: str) -> None:
+    """What a job that ended well has kept."""
     run = f"graft/jobs/{NAME}/checkpoints/run"
     put(server, f"{run}/metrics.json", METRICS)
     put(server, f"{run}/config.yaml", "of the container")
     put(server, f"{run}/run.json", {"id": "1", "state": "finished"})
+    client(server).put_object(Bucket="results", Key=f"{run}/report.html", Body=b"<header><!-- job --></header>")
+
+
+def failure_of(config: Config) -> str:
+    with pytest.raises(CloudError) as caught:
+        run_in_cloud(Work(config))
+    return str(caught.value)
+
+
+def test_a_run_is_submitted_followed_and_fetched(server: str, bucket: str, tmp_path: Path) -> None:
+    leave_run(server)
     ticket = run_in_cloud(Work(in_cloud(tmp_path)))
     assert ticket is not None
     assert ticket.state == "Completed"
@@ -71,3 +93,203 @@ def test_a_run_is_submitted_followed_and_fetched(server: str, bucket: str, tmp_p
     assert "root: s3://results/photos" in (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(RunError, match="holds a finished run"):
         run_in_cloud(Work(in_cloud(tmp_path)))
+
+
+def test_throttling_and_faults_of_the_service_are_sat_out(
+    server: str, script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_run(server)
+    silence = [THROTTLED] * 8 + [BROKEN] * 8  # more than one call tries again
+    done = training("Completed", BillableTimeInSeconds=90)
+    script.answer("DescribeTrainingJob", *silence, training("InProgress", "Training"), *silence, done)
+    ticket = run_in_cloud(Work(in_cloud(tmp_path)))
+    assert ticket is not None
+    assert (ticket.state, ticket.billed_seconds) == ("Completed", 90)
+    assert ticket.actual_usd == pytest.approx(90 / 3600 * 0.7364)
+    err = capsys.readouterr().err
+    told = f"job {NAME}: AWS answered ThrottlingException to each of 6 attempts; try again in some minutes"
+    assert err.count(f"{told}; still watching") == 2
+    assert "billed: 1.5 minutes, $0.02; planned: " in err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.startswith(
+        f'<header><p class="meta">SageMaker job {NAME} on 1 x ml.g4dn.xlarge; billed: 1.5 minutes, $0.02'
+    )
+
+
+@pytest.mark.parametrize("answer", [THROTTLED, BROKEN])
+def test_a_job_that_was_not_created_is_told(script: Script, tmp_path: Path, answer: tuple[int, dict[str, str]]) -> None:
+    script.answer("CreateTrainingJob", answer)
+    calls.client.cache_clear()
+    script.answer("CreateTrainingJob", answer)
+    script.answer("DescribeTrainingJob", ABSENT)
+    said = failure_of(in_cloud(tmp_path))
+    code = answer[1]["__type"] if answer is THROTTLED else "InternalFailure"
+    assert said == (
+        f"creating {NAME}: AWS answered {code} to each of 6 attempts; try again in some minutes; no job was created"
+    )
+
+
+def test_a_job_whose_creation_was_not_confirmed_is_followed(server: str, script: Script, tmp_path: Path) -> None:
+    leave_run(server)
+    calls.client.cache_clear()
+    script.answer("CreateTrainingJob", BROKEN)
+    script.answer("DescribeTrainingJob", training("Completed"))
+    ticket = run_in_cloud(Work(in_cloud(tmp_path)))
+    assert ticket is not None
+    assert ticket.state == "Completed"
+
+
+def test_a_job_of_which_nobody_knows_whether_it_was_created_is_mentioned(script: Script, tmp_path: Path) -> None:
+    calls.client.cache_clear()
+    script.answer("CreateTrainingJob", BROKEN)
+    script.answer("DescribeTrainingJob", DENIED)
+    said = failure_of(in_cloud(tmp_path))
+    assert said.endswith(
+        f"whether {NAME} was created is not known, and it would be billed: `python -m graft.launcher list "
+        "launcher.region=us-east-1` shows it"
+    )
+
+
+def test_a_job_that_failed_says_why_and_what_remains(script: Script, tmp_path: Path) -> None:
+    script.answer(
+        "DescribeTrainingJob", training("Failed", FailureReason="AlgorithmError: no photos", BillableTimeInSeconds=60)
+    )
+    assert failure_of(in_cloud(tmp_path)) == (
+        f"job {NAME} failed: AlgorithmError: no photos; nothing of it runs any more, its files remain in "
+        f"s3://results/graft/jobs/{NAME}/ (S3 storage is billed); the same command with "
+        f"run_dir={tmp_path / 'run'} goes on from its checkpoints"
+    )
+    ticket = read_ticket(tmp_path / "run")
+    assert ticket is not None
+    assert (ticket.state, ticket.billed_seconds) == ("Failed", 60)
+
+
+def test_the_same_command_goes_on_with_the_checkpoints_of_a_failed_job(
+    server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.answer("DescribeTrainingJob", training("Stopped", "MaxRuntimeExceeded"))
+    assert "stopped: it ran out of the time that launcher.max_hours or budget.usd allows" in failure_of(
+        in_cloud(tmp_path)
+    )
+    leave_run(server)
+    calls.client.cache_clear()
+    monkeypatch.setattr(submit, "new_name", lambda kind: "graft-train-2")
+    sent: list[bytes] = []
+    service = calls.client("sagemaker", "us-east-1")
+    service.meta.events.register(
+        "before-send.sagemaker.CreateTrainingJob", lambda request, **_: sent.append(request.body)
+    )
+    ticket = run_in_cloud(Work(in_cloud(tmp_path)))
+    assert ticket is not None
+    assert ticket.name == "graft-train-2"
+    assert json.loads(sent[0])["CheckpointConfig"]["S3Uri"] == f"s3://results/graft/jobs/{NAME}/checkpoints"
+    assert ticket.results == f"s3://results/graft/jobs/{NAME}/checkpoints/run"
+
+
+def test_a_killed_client_comes_back_to_its_job(server: str, script: Script, tmp_path: Path) -> None:
+    assert run_in_cloud(Work(in_cloud(tmp_path, "launcher.wait=false"))) is None
+    leave_run(server)
+    ticket = run_in_cloud(Work(in_cloud(tmp_path)))
+    assert ticket is not None
+    assert ticket.name == NAME
+    assert script.asked["CreateTrainingJob"] == 1
+
+
+def test_another_configuration_does_not_follow_the_job(script: Script, tmp_path: Path) -> None:
+    run_in_cloud(Work(in_cloud(tmp_path, "launcher.wait=false")))
+    with pytest.raises(RunError, match=f"is of job {NAME} with another configuration: seed=0 there and 1 here"):
+        run_in_cloud(Work(in_cloud(tmp_path, "seed=1")))
+
+
+def test_access_denied_while_watching_leaves_no_job_unmentioned(script: Script, tmp_path: Path) -> None:
+    script.answer("DescribeTrainingJob", training("InProgress", "Training"), DENIED)
+    said = failure_of(in_cloud(tmp_path))
+    assert said.startswith(
+        f"job {NAME}: denied; `python -m graft.launcher policy` prints what this account has to allow"
+    )
+    assert f"{NAME} goes on and is billed; watch it and fetch its run with" in said
+
+
+def test_a_lost_log_does_not_end_the_watching(
+    server: str, script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_run(server)
+    script.answer("DescribeTrainingJob", training("InProgress", "Training"), training("Completed"))
+    script.answer("DescribeLogStreams", DENIED, service="logs")
+    assert run_in_cloud(Work(in_cloud(tmp_path))) is not None
+    assert capsys.readouterr().err.count("watching goes on without it") == 1
+
+
+def test_ctrl_c_without_a_terminal_only_stops_watching(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> tuple[int, dict[str, str]]:
+        raise KeyboardInterrupt
+
+    script.answer("DescribeTrainingJob", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_cloud(Work(in_cloud(tmp_path)))
+    assert f"{NAME} goes on and is billed; watch it" in capsys.readouterr().err
+
+
+class Terminal:
+    """A person who answers."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        return self.answers.pop(0) + "\n"
+
+
+def interrupted_once(script: Script, *then: tuple[int, dict[str, object]]) -> None:
+    def interrupt() -> tuple[int, dict[str, str]]:
+        raise KeyboardInterrupt
+
+    script.answer("DescribeTrainingJob", interrupt, *then)
+
+
+def test_ctrl_c_can_stop_the_job(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("s"))
+    interrupted_once(script, training("Stopping"), training("Stopped", BillableTimeInSeconds=30))
+    script.answer("StopTrainingJob", (200, {}))
+    assert failure_of(in_cloud(tmp_path)).startswith(f"job {NAME} stopped; nothing of it runs any more")
+    assert script.asked["StopTrainingJob"] == 1
+
+
+def test_ctrl_c_can_mean_to_go_on(server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_run(server)
+    monkeypatch.setattr("sys.stdin", Terminal(""))
+    interrupted_once(script, training("Completed"))
+    assert run_in_cloud(Work(in_cloud(tmp_path))) is not None
+
+
+def test_ctrl_c_while_the_job_is_created_says_that_it_may_be_billed(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> tuple[int, dict[str, str]]:
+        raise KeyboardInterrupt
+
+    calls.client.cache_clear()
+    script.answer("CreateTrainingJob", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_cloud(Work(in_cloud(tmp_path)))
+    assert f"interrupted while the job was created; if it was, {NAME} goes on and is billed" in capsys.readouterr().err
+
+
+def test_a_bucket_that_is_not_there_is_told_before_anything_is_sent(script: Script, tmp_path: Path) -> None:
+    config = in_cloud(tmp_path, "launcher.bucket=elsewhere")
+    assert failure_of(config) == (
+        "launcher.bucket=elsewhere: there is no such bucket; accepted is a bucket of account 123456789012 "
+        "(`aws s3 mb s3://elsewhere` makes one)"
+    )
+    assert script.asked["CreateTrainingJob"] == 0
+
+
+def test_a_request_that_would_be_refused_is_not_sent(script: Script, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"launcher\.instance_type=ml\.g4dn\.huge .*; accepted is one of"):
+        run_in_cloud(Work(in_cloud(tmp_path, "launcher.instance_type=ml.g4dn.huge")))
+    assert script.asked["CreateTrainingJob"] == 0

@@ -21,7 +21,19 @@ ROOT = Path(__file__).resolve().parents[1]
 # graft/__init__.py, the package's face, which nothing in the package may use.
 LAYERS = {
     0: {"errors", "config", "command", "artifacts", "storage", "stores", "images", "environment", "terminal"}
-    | {"shards", "s3", "mirror", "locks", "diagnosis", "parquet", "intervals", "plateau", "novelty", "doubts"},
+    | {
+        "shards",
+        "s3",
+        "mirror",
+        "locks",
+        "diagnosis",
+        "parquet",
+        "intervals",
+        "plateau",
+        "novelty",
+        "doubts",
+        "budget",
+    },
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
     2: {"data", "features", "classifier", "evaluate", "metrics", "debugger", "profiler"},
     3: {"trainer", "assembly", "photos", "inspection", "fit", "callbacks", "bundle", "report", "export", "quantise"},

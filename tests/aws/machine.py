@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tarfile
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests.aws.account import environment
+from tests.aws.process import Job
 
 FOLDERS = ("input/config", "input/data", "model", "output/data", "checkpoints", "code", "tmp")
 
@@ -23,8 +20,7 @@ class Machine:
 
     def __init__(self, base: Path, hosts: list[str], host: str) -> None:
         self.base, self.hosts, self.host = base, hosts, host
-        self.process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
+        self.process: Job | None = None
         shutil.rmtree(base, ignore_errors=True)
         for folder in FOLDERS:
             (base / folder).mkdir(parents=True)
@@ -55,57 +51,13 @@ class Machine:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_ROOT_USER_ACTION": "ignore",
         }
-        self.process = subprocess.Popen(
-            [str(program)],
-            cwd=self.base,
-            env={**environment(url), **own, **more},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._read, args=(self.process, tell), daemon=True)
-        self._reader.start()
-
-    def _read(self, process: subprocess.Popen[str], tell: Callable[[str], None]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            tell(line.rstrip("\n"))
+        environ = {**environment(url), **own, **more}
+        self.process = Job([str(program)], self.base, environ, "SAGEMAKER_BASE_DIR", tell)
 
     @property
     def exit_code(self) -> int | None:
         """Of `train`; None while it runs."""
-        return self.process.poll() if self.process else None
-
-    def terminate(self) -> None:
-        """Tell `train` to stop, as the service tells a container's first process."""
-        if self.process and self.exit_code is None:
-            self.process.terminate()
-
-    def end(self) -> None:
-        """Kill whatever is left, as the end of a container does, and read what it said."""
-        for process in self.processes():
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        if self.process:
-            self.process.wait()
-        if self._reader:
-            self._reader.join(timeout=10)
-
-    def processes(self) -> list[psutil.Process]:
-        """All that the job started: they have inherited where its files lie."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("SAGEMAKER_BASE_DIR") == str(self.base):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return self.process.exit_code if self.process else None
 
     def failure(self) -> str:
         """What the job says of its failure; the service takes no more of it."""

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.aws.account import Kept, LogStream, arn, download, upload
 from tests.aws.machine import Machine
+from tests.aws.process import Job
 
 Request = Mapping[str, Any]
 
@@ -35,7 +38,6 @@ class TrainingJob:
         url: of the local AWS.
         program: the toolkit's `train`.
         base: folder of the job's machines, empty or left by another job.
-        ended: called once at the end.
         tuning_job: its name, where the job is a trial.
     """
 
@@ -43,7 +45,6 @@ class TrainingJob:
     url: str
     program: Path
     base: Path
-    ended: Callable[[TrainingJob], None] = lambda job: None
     tuning_job: str | None = None
     grace_s: float = GRACE_S
     created: float = field(default_factory=time.time)
@@ -95,7 +96,6 @@ class TrainingJob:
         self.enter(secondary, message)
         self.transitions[-1]["EndTime"] = self.finished
         self.status = status
-        self.ended(self)
 
     def _lifecycle(self) -> tuple[str, str, str]:
         """Status, secondary status and message of the job's end."""
@@ -136,8 +136,7 @@ class TrainingJob:
         try:
             return self._watch(streams, checkpoints)
         finally:
-            for machine in self.machines:
-                machine.end()
+            self.end()
             for stream in streams:
                 stream.flush()
             if not self.interrupting.is_set():
@@ -207,8 +206,8 @@ class TrainingJob:
                 keep = time.monotonic() + KEEP_S
             if not told and (self.stopping.is_set() or time.time() > end):
                 outcome, told = "stopped" if self.stopping.is_set() else "too long", time.monotonic()
-                for machine in self.machines:
-                    machine.terminate()
+                for process in self._processes():
+                    process.terminate()
             if told and time.monotonic() > told + self.grace_s:
                 break
             if any(machine.exit_code for machine in self.machines):
@@ -219,12 +218,8 @@ class TrainingJob:
     def _reason(self) -> str:
         for machine in self.machines:
             if machine.exit_code:
-                said = machine.failure()
-                return (
-                    f"AlgorithmError: {said}, exit code: {machine.exit_code}"
-                    if said
-                    else "AlgorithmError: See job logs"
-                )
+                said = machine.failure() or "See job logs for more information"
+                return f"AlgorithmError: {said}, exit code: {machine.exit_code}"
         return ""
 
     def _upload(self) -> None:
@@ -244,6 +239,18 @@ class TrainingJob:
         self.status = "Stopping"
         self.enter("Stopping", "Stopping the training job")
         self.stopping.set()
+
+    def end(self) -> None:
+        """Kill all that runs on its machines."""
+        for process in self._processes():
+            process.end()
+
+    def processes(self) -> list[psutil.Process]:
+        """All that runs on its machines."""
+        return [process for job in self._processes() for process in job.processes()]
+
+    def _processes(self) -> list[Job]:
+        return [machine.process for machine in self.machines if machine.process]
 
     def describe(self) -> dict[str, Any]:
         """The answer of DescribeTrainingJob."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from graft.command import Spread, overrides_given, same_command
+from graft.command import overrides_given, same_command
 from graft.config import Config, LauncherKind
 from graft.errors import ConfigError
 from graft.launcher.job import Entry
@@ -17,11 +17,7 @@ Result = TypeVar("Result")
 
 
 def launch(
-    config: Config,
-    run: Callable[[Config], Result],
-    entry: Entry = Entry.train,
-    trials: int = 1,
-    spreads: Mapping[str, Spread] | None = None,
+    config: Config, run: Callable[[Config], Result], entry: Entry = Entry.train, trials: int = 1
 ) -> Result | None:
     """Run `run(config)` where the configuration says.
 
@@ -30,7 +26,6 @@ def launch(
         run: does it in this process.
         entry: which of the two it is.
         trials: of a search.
-        spreads: of a search: key -> its values.
 
     Returns:
         What `run` gave; None where other processes or a job ran it, and the person has been told all.
@@ -42,7 +37,7 @@ def launch(
     if config.launcher.kind is LauncherKind.sagemaker:
         from graft.launcher.cloud import Work, run_in_cloud
 
-        run_in_cloud(Work(config, entry, overrides_given(), trials, spreads or {}))
+        run_in_cloud(Work(config, entry, overrides_given(), trials))
         return None
     if config.launcher.plan:
         raise ConfigError("launcher.plan=true is of jobs; accepted with trainer=sagemaker_cpu, _gpu or _ddp")

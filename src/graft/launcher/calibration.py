@@ -36,9 +36,12 @@ BACKBONE_GMACS = {
     "vit_b_16": 17.56,
     "wide_resnet50_2": 11.4,
 }
-# A core of another machine against the one that was measured: from an old one to a Xeon with AMX (README, Figures: 206
-# images/s with AMX on 2 cores, against 61 on 2 cores with AVX2).
-_CORE = (0.7, 3.5)
+# A virtual core of another machine against the core that was measured, which may be half of one or newer.
+_DECODING = (0.5, 2.0)
+_ARITHMETIC = (0.5, 2.0)
+# Families whose processors compute bf16 in matrix units (AMX): 206 images/s on 2 cores (README, Figures) are 16 times
+# the arithmetic of the shipped core, and a virtual core has a part of that.
+_ARITHMETIC_OF = {"c7i": (3.0, 16.0), "m7i": (3.0, 16.0)}
 # GFLOP/s that a GPU of an instance family reaches in fp32 convolutions: a quarter to a half of the peak that NVIDIA
 # states (T4 8,100; A10G 31,200; L4 30,300; V100 15,700). Assumed, not measured.
 _GPU_GFLOPS = {"g4dn": (2_000, 4_000), "g5": (7_500, 15_000), "g6": (7_500, 15_000), "p3": (4_000, 8_000)}
@@ -106,9 +109,10 @@ def look_seconds(calibration: Calibration, machine: Machine, family: str, backbo
     """
     flop = 2 * BACKBONE_GMACS.get(backbone, BACKBONE_GMACS["resnet50"])
     cores = max(machine.vcpus, 1)
-    decoding = _slower_and_faster(1 / (calibration.decoded_per_s * cores), _CORE)
+    decoding = _slower_and_faster(1 / (calibration.decoded_per_s * cores), _DECODING)
     if not machine.gpus:
-        return decoding.plus(_slower_and_faster(flop / (calibration.gflops * cores), _CORE))
+        speeds = _ARITHMETIC_OF.get(family, _ARITHMETIC)
+        return decoding.plus(_slower_and_faster(flop / (calibration.gflops * cores), speeds))
     slow, fast = _GPU_GFLOPS.get(family, _GPU_GFLOPS["g4dn"])
     # Cores decode while the GPU works: the slower of the two counts.
     return Span(max(decoding.low, flop / fast / machine.gpus), max(decoding.high, flop / slow / machine.gpus))

@@ -38,9 +38,13 @@ def client(service: str, region: str) -> Any:
         CloudError: boto3 is not installed, or the configuration of AWS is not usable.
     """
     with explained(f"the client of {service}"):
+        import logging
+
         import boto3
         from botocore.config import Config
 
+        # It tells where it found credentials, at every client.
+        logging.getLogger("botocore").setLevel(logging.WARNING)
         config = Config(
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
             connect_timeout=_CONNECT_S,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from graft.artifacts import differences, read_state, record_failure
 from graft.command import Spread
-from graft.config import Config, SearchBackend, sweep_member, to_yaml
+from graft.config import OBJECTIVES, Config, SearchBackend, sweep_member, to_yaml
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region, require
+from graft.launcher.bill import note_on_page, planned_and_actual
 from graft.launcher.calibration import read_calibration
-from graft.launcher.fetch import fetch_run
+from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
@@ -21,6 +22,7 @@ from graft.launcher.prices import Prices, read_prices
 from graft.launcher.submit import Submission, exists, submit
 from graft.launcher.sweep import planned_by_others, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from graft.launcher.trials import TunedTrial, best_trial, read_trials
 from graft.storage import local_path, write_text
 from graft.terminal import run_table, say
 
@@ -74,7 +76,7 @@ def run_in_cloud(work: Work) -> Ticket | None:
         return None
     require(config, work.entry)
     ticket = _earlier(config, run_dir)
-    if ticket is None or ticket.has_ended:
+    if ticket is None or ticket.state in ("Failed", "Stopped"):
         member = sweep_member()
         check_budget(plan, config, planned_by_others(member) if member else 0.0)
         for line in _plan_lines(work, plan, prices, cache, region):
@@ -85,7 +87,32 @@ def run_in_cloud(work: Work) -> Ticket | None:
     if sweep_member() or not config.launcher.wait:
         say(f"submitted {how_to_follow(ticket, run_dir)}")
         return None
-    return conclude(follow(ticket, run_dir), run_dir)
+    return conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
+
+
+def tune_in_cloud(work: Work) -> list[TunedTrial]:
+    """Have SageMaker run a search, and fetch the run of its best trial to best/.
+
+    Returns:
+        Its trials; none where nothing was sent, or where it goes on by itself.
+
+    Raises:
+        ConfigError: as `run_in_cloud`.
+        CloudError: the tuning job failed, or AWS refuses.
+        RunError: the run directory is finished, or holds another run.
+    """
+    ticket = run_in_cloud(work)
+    if ticket is None:
+        return []
+    run_dir, objective = Path(work.config.run_dir).expanduser(), work.config.search.objective
+    trials = read_trials(ticket)
+    seconds = sum(trial.billed_seconds for trial in trials)
+    ticket = replace(ticket, billed_seconds=seconds, actual_usd=ticket.usd(seconds))
+    say(planned_and_actual(write_ticket(run_dir, ticket)))
+    best = best_trial(trials, maximize=OBJECTIVES[objective])
+    if best:
+        fetch_output(f"{ticket.results}/{best.name}/output/output.tar.gz", run_dir / "best")
+    return trials
 
 
 def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
@@ -98,10 +125,12 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
         count = fetch_run(ticket.results, run_dir)
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
         say(planned_and_actual(ticket))
+        note_on_page(ticket, run_dir / "report.html")
     if ticket.state != "Completed":
         raise CloudError(ended_badly(ticket, run_dir))
     if ticket.entry == Entry.train.name and ticket.kind == "training":
-        _show(run_dir)
+        report = run_dir / "report.html"
+        run_table(run_dir, _metrics(run_dir), toy=False, report=report if report.exists() else None)
     elif ticket.kind == "training":
         say(f"report: {run_dir}/report.html")
         say(f"next: python train.py overrides_from={run_dir}/best.yaml")
@@ -112,8 +141,10 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
     """Fetch the run of a sweep's job; what is wrong with it is kept there, and the sweep goes on."""
     try:
         fetch_run(ticket.results, run_dir)
+        note_on_page(ticket, run_dir / "report.html")
         if ticket.state != "Completed":
             raise CloudError(ended_badly(ticket, run_dir))
+        _metrics(run_dir)
     except CloudError as error:
         say(f"{run_dir.name}: {error}")
         record_failure(run_dir, str(error))
@@ -128,19 +159,6 @@ def ended_badly(ticket: Ticket, run_dir: Path) -> str:
         f"job {ticket.name} {ticket.state.lower()}{reason}; nothing of it runs any more, its files remain in "
         f"{ticket.uri}/ (S3 storage is billed); the same command with run_dir={run_dir} {goes_on}"
     )
-
-
-def planned_and_actual(ticket: Ticket) -> str:
-    """One line: what the job was planned to take, and what it took."""
-    minutes, usd = ticket.planned_minutes, ticket.planned_usd
-    planned = []
-    if minutes:
-        planned.append(f"{minutes[0]:.0f} .. {minutes[1]:.0f} minutes")
-    if usd:
-        planned.append(f"${usd[0]:.2f} .. ${usd[1]:.2f}")
-    took = "an unknown time" if ticket.billed_seconds is None else f"{ticket.billed_seconds / 60:.1f} minutes"
-    cost = "" if ticket.actual_usd is None else f", ${ticket.actual_usd:.2f}"
-    return f"billed: {took}{cost}; planned: {', '.join(planned) or 'nothing'}"
 
 
 def _plan(work: Work, prices: Prices, cache: Path, region: str | None) -> Plan:
@@ -203,14 +221,13 @@ def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ti
         raise
 
 
-def _show(run_dir: Path) -> None:
-    """The table of a run that was fetched."""
+def _metrics(run_dir: Path) -> dict[str, float]:
+    """The metrics of a run that was fetched."""
     try:
-        metrics = json.loads((run_dir / "metrics.json").read_text())
+        metrics: dict[str, float] = json.loads((run_dir / "metrics.json").read_text())
     except (OSError, ValueError) as error:
         raise CloudError(
             f"the job is completed, but {run_dir}/metrics.json cannot be read ({error}); "
             f"`python -m graft.launcher follow {run_dir}` fetches it again"
         ) from error
-    report = run_dir / "report.html"
-    run_table(run_dir, metrics, toy=False, report=report if report.exists() else None)
+    return metrics

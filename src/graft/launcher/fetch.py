@@ -59,10 +59,10 @@ def fetch_output(location: str, run_dir: Path) -> int:
         data = S3Store(folder).read(name)
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
-                inside = member.name.removeprefix("./").removeprefix("run/")
+                # Below run/, or below data/run/: releases of the toolkit differ.
+                is_of_run, _, inside = member.name.removeprefix("./").removeprefix("data/").partition("run/")
                 content = archive.extractfile(member) if member.isfile() else None
-                is_of_run = member.name.removeprefix("./").startswith("run/")
-                if content and is_of_run and (_is_wanted(inside, run_dir) or inside == _LAST):
+                if content and not is_of_run and (inside == _LAST or _is_wanted(inside, run_dir)):
                     _write(run_dir, inside, content.read())
                     count += 1
     except (DataError, tarfile.TarError) as error:
@@ -71,7 +71,7 @@ def fetch_output(location: str, run_dir: Path) -> int:
 
 
 def _is_wanted(name: str, run_dir: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.split("/"))
+    hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
     return not hidden and name != _LAST and not (name in _KEPT and (run_dir / name).exists())
 
 

@@ -20,7 +20,7 @@ def make_job(config: Config, entry: Entry, overrides: tuple[str, ...] = (), *, t
         config: of the run or the search.
         entry: which of the two.
         overrides: what the command line said, for the record.
-        trial: it is one of a tuning job's, which must not choose on test.
+        trial: it is one of a tuning job's: a training, which must not choose on test.
     """
     local = replace(
         config,
@@ -34,7 +34,7 @@ def make_job(config: Config, entry: Entry, overrides: tuple[str, ...] = (), *, t
         channels["data.root"] = PHOTOS_CHANNEL
     if is_weights_file(config.model.weights):
         channels["model.weights"] = f"{WEIGHTS_CHANNEL}/{Path(config.model.weights).name}"
-    return Job(entry, flatten(local), channels, overrides)
+    return Job(Entry.train if trial else entry, flatten(local), channels, overrides)
 
 
 def channels_of(config: Config, account: Account) -> list[Channel]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -40,6 +40,14 @@ def read_trials(ticket: Ticket) -> list[TunedTrial]:
         CloudError: SageMaker cannot be asked.
     """
     return sorted(_listed(ticket), key=lambda trial: trial.name)
+
+
+def best_trial(trials: Sequence[TunedTrial], *, maximize: bool) -> TunedTrial | None:
+    """The one with the best objective of those that came to their end; None where none did."""
+    ended = [(trial.value, trial) for trial in trials if trial.state == "Completed" and trial.value is not None]
+    if not ended:
+        return None
+    return (max if maximize else min)(ended, key=lambda pair: pair[0])[1]
 
 
 def _listed(ticket: Ticket) -> Iterator[TunedTrial]:

@@ -1,0 +1,96 @@
+"""Everything of graft's in an account: training and tuning jobs, with age and dollars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from graft.launcher.calls import client, explained
+
+_MOST = 50  # of each kind, the newest: what is billed is among them
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A job as a person reads it.
+
+    Attributes:
+        name: of it.
+        kind: training or tuning.
+        state: InProgress, Stopping, Completed, Failed or Stopped.
+        age_s: seconds since it was created.
+        ran_s: seconds from its creation to its end, or until now.
+    """
+
+    name: str
+    kind: str
+    state: str
+    age_s: float
+    ran_s: float
+
+    @property
+    def is_billed(self) -> bool:
+        """Whether it costs money now."""
+        return self.state in ("InProgress", "Stopping")
+
+
+def list_jobs(region: str) -> list[Listed]:
+    """The newest jobs that graft made, those that are billed first.
+
+    Raises:
+        CloudError: SageMaker cannot be asked.
+    """
+    found = [*_training(region), *_tuning(region)]
+    return sorted(found, key=lambda job: (not job.is_billed, job.age_s))
+
+
+def _training(region: str) -> Iterator[Listed]:
+    with explained("listing training jobs"):
+        answer = client("sagemaker", region).list_training_jobs(
+            NameContains="graft-", SortBy="CreationTime", SortOrder="Descending", MaxResults=_MOST
+        )
+    for job in answer["TrainingJobSummaries"]:
+        yield listed(job["TrainingJobName"], "training", job["TrainingJobStatus"], job, "TrainingEndTime")
+
+
+def _tuning(region: str) -> Iterator[Listed]:
+    with explained("listing tuning jobs"):
+        answer = client("sagemaker", region).list_hyper_parameter_tuning_jobs(
+            NameContains="graft-", SortBy="CreationTime", SortOrder="Descending", MaxResults=_MOST
+        )
+    for job in answer["HyperParameterTuningJobSummaries"]:
+        name, state = job["HyperParameterTuningJobName"], job["HyperParameterTuningJobStatus"]
+        yield listed(name, "tuning", state, job, "HyperParameterTuningEndTime")
+
+
+def listed(name: str, kind: str, state: str, job: dict[str, Any], end: str) -> Listed:
+    """From an entry of a list."""
+    now = datetime.now(UTC)
+    created, ended = job["CreationTime"], job.get(end, now)
+    return Listed(name, kind, state, (now - created).total_seconds(), (ended - created).total_seconds())
+
+
+def table(jobs: Sequence[Listed], region: str) -> None:
+    """Print them, and how many are billed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = Table(title=f"jobs in {region}", title_justify="left")
+    for column in ("job", "kind", "state", "age", "ran"):
+        rows.add_column(column, overflow="fold")
+    for job in jobs:
+        rows.add_row(job.name, job.kind, job.state, in_words(job.age_s), in_words(job.ran_s))
+    out = Console()
+    if jobs:
+        out.print(rows)
+    billed = sum(job.is_billed for job in jobs)
+    out.print(f"{billed} of {len(jobs)} jobs are billed now; `python -m serve list` shows endpoints", highlight=False)
+
+
+def in_words(seconds: float) -> str:
+    """5 min, 3.2 h or 2.1 days."""
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,153 @@
+"""The IAM policies that a configuration needs, and nothing beside: pure functions to JSON.
+
+Three documents: what the person who starts jobs may do, what the jobs' role may do, and who may take that role. The
+actions are those of AWS's "Actions, resources, and condition keys for Amazon SageMaker AI" and of the page on
+execution roles; names of everything that graft creates begin with graft-.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from graft.config import Config, DataKind, SearchBackend
+from graft.launcher.account import found_region, is_weights_file
+
+Statement = dict[str, Any]
+Policy = dict[str, Any]
+
+NAMES = "graft-*"
+_LOGS = "/aws/sagemaker/TrainingJobs"
+
+
+def policies(config: Config) -> dict[str, Policy]:
+    """The three documents: `user`, `role` and `trust`.
+
+    Where the configuration does not say role, region or bucket, the names stand in capitals: ROLE, REGION, BUCKET.
+    """
+    return {
+        "user": _document(*_of_user(config)),
+        "role": _document(*_of_role(config)),
+        "trust": _document(
+            {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+        ),
+    }
+
+
+def _of_user(config: Config) -> Iterator[Statement]:
+    names = "training-job", "CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob"
+    yield _jobs(config, *names)
+    listed = ["sagemaker:ListTrainingJobs", "sagemaker:ListHyperParameterTuningJobs"]
+    if config.search.backend is SearchBackend.tuning_job:
+        actions = "Create{}", "Describe{}", "Stop{}", "ListTrainingJobsFor{}"
+        tuning = (action.format("HyperParameterTuningJob") for action in actions)
+        yield _jobs(config, "hyper-parameter-tuning-job", *tuning)
+    yield _allow(listed, ["*"])  # these know no resource
+    role = config.launcher.role or f"arn:{_partition(config)}:iam::*:role/ROLE"
+    yield _allow(["iam:PassRole"], [role]) | {
+        "Condition": {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+    }
+    yield _allow(["s3:ListBucket"], [_bucket(config, _own_bucket(config))])
+    yield _allow(["s3:GetObject", "s3:PutObject"], [_bucket(config, f"{_own(config)}*")])
+    yield _allow(["logs:DescribeLogStreams", "logs:GetLogEvents"], _log_groups(config, _LOGS))
+
+
+def _of_role(config: Config) -> Iterator[Statement]:
+    yield _allow(["s3:GetObject", "s3:PutObject"], [_bucket(config, f"{_own(config)}*")])
+    yield _allow(["s3:ListBucket"], sorted(_bucket(config, name) for name in _read_buckets(config)))
+    if read := list(_read(config)):
+        yield _allow(["s3:GetObject"], [_bucket(config, place) for place in read])
+    yield _allow(
+        ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+        _log_groups(config, _LOGS),
+    )
+    yield _allow(["cloudwatch:PutMetricData"], ["*"]) | {
+        "Condition": {"StringLike": {"cloudwatch:namespace": "/aws/sagemaker/*"}}
+    }
+    yield _allow(["ecr:GetAuthorizationToken"], ["*"])  # knows no resource
+    yield _allow(
+        ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+        [_repository(config)],
+    )
+    if config.launcher.subnets:
+        yield _allow(_NETWORK, ["*"])
+
+
+# Of a role whose jobs run in a VPC, as AWS's page on execution roles lists them.
+_NETWORK = [
+    f"ec2:{action}"
+    for action in (
+        "CreateNetworkInterface",
+        "CreateNetworkInterfacePermission",
+        "DeleteNetworkInterface",
+        "DeleteNetworkInterfacePermission",
+        "DescribeDhcpOptions",
+        "DescribeNetworkInterfaces",
+        "DescribeSecurityGroups",
+        "DescribeSubnets",
+        "DescribeVpcs",
+    )
+]
+
+
+def _document(*statements: Statement) -> Policy:
+    return {"Version": "2012-10-17", "Statement": list(statements)}
+
+
+def _allow(actions: list[str], resources: list[str]) -> Statement:
+    return {"Effect": "Allow", "Action": actions, "Resource": resources}
+
+
+def _jobs(config: Config, kind: str, *actions: str) -> Statement:
+    arn = f"arn:{_partition(config)}:sagemaker:{_region(config)}:*:{kind}/{NAMES}"
+    return _allow([f"sagemaker:{action}" for action in (*actions, "AddTags")], [arn])
+
+
+def _region(config: Config) -> str:
+    return found_region(config) or "REGION"
+
+
+def _partition(config: Config) -> str:
+    region = _region(config)
+    return "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
+
+
+def _bucket(config: Config, place: str) -> str:
+    return f"arn:{_partition(config)}:s3:::{place}"
+
+
+def _own_bucket(config: Config) -> str:
+    return config.launcher.bucket or "BUCKET"
+
+
+def _own(config: Config) -> str:
+    """Bucket and prefix that graft writes to, with a slash behind."""
+    prefix = config.launcher.prefix.strip("/")
+    return f"{_own_bucket(config)}/{prefix}/" if prefix else f"{_own_bucket(config)}/"
+
+
+def _read(config: Config) -> Iterator[str]:
+    """What jobs read beside their own places, without s3://."""
+    if config.data.kind is DataKind.folder and config.data.root.startswith("s3://"):
+        yield config.data.root.removeprefix("s3://").rstrip("/") + "/*"
+    if is_weights_file(config.model.weights) and config.model.weights.startswith("s3://"):
+        yield config.model.weights.removeprefix("s3://")
+
+
+def _read_buckets(config: Config) -> set[str]:
+    return {_own_bucket(config), *(place.partition("/")[0] for place in _read(config))}
+
+
+def _log_groups(config: Config, name: str) -> list[str]:
+    group = f"arn:{_partition(config)}:logs:{_region(config)}:*:log-group:{name}"
+    return [group, f"{group}:*"]
+
+
+def _repository(config: Config) -> str:
+    """The repository of the container, in whichever account AWS keeps it for the region where none is given."""
+    image = config.launcher.image
+    if image and ".dkr.ecr." in image:
+        registry, _, name = image.partition("/")
+        account, region = registry.split(".")[0], registry.split(".")[3]
+        return f"arn:{_partition(config)}:ecr:{region}:{account}:repository/{name.partition(':')[0]}"
+    return f"arn:{_partition(config)}:ecr:{_region(config)}:*:repository/pytorch-training"

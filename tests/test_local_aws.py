@@ -1,0 +1,266 @@
+"""The local AWS: training jobs through the real toolkit, with logs, metrics and archives, and what AWS refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from graft.launcher.requests import endpoint_config_request, endpoint_request, model_request
+from tests.aws.account import upload
+from tests.aws.client import HERE, create, log_lines, script_request, send_photos, wait
+from tests.aws.server import BUCKET, LocalAws, running_aws
+from tests.aws.tuning import is_hopeless
+from tests.conftest import TOOLKIT
+from tests.pictures import draw_folder
+from tests.serving import wait_for
+from tests.training import TINY
+
+pytestmark = pytest.mark.toolkit
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAws]:
+    with running_aws(tmp_path_factory.mktemp("aws"), TOOLKIT) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def photos(aws: LocalAws, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return send_photos(aws, draw_folder(tmp_path_factory.mktemp("photos") / "drawn"))
+
+
+def test_a_script_that_fails_tells_its_reason(aws: LocalAws) -> None:
+    script = """
+import json, os, sys
+base = os.environ["SAGEMAKER_BASE_DIR"]
+open(f"{base}/output/failure", "w").write("no more photos" + "!" * 2000)
+sys.exit(3)
+"""
+    client = aws.client("sagemaker")
+    client.create_training_job(**script_request(aws, "fails", script))
+    job = wait(client, "fails")
+    assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Failed", "Failed")
+    assert job["FailureReason"].startswith("AlgorithmError: no more photos!!!")
+    assert job["FailureReason"].endswith("!, exit code: 1")  # the toolkit's own, whatever the script's was
+    assert len(job["FailureReason"]) == len("AlgorithmError: , exit code: 1") + 1024
+
+
+def test_metrics_are_read_from_the_log_and_what_a_job_leaves_is_archived(aws: LocalAws) -> None:
+    script = """
+import os
+print("loss=0.75;")
+print("loss=0.5;")
+base = os.environ["SAGEMAKER_BASE_DIR"]
+open(f"{os.environ['SM_MODEL_DIR']}/weights", "w").write("w")
+open(f"{os.environ['SM_OUTPUT_DATA_DIR']}/notes", "w").write("n")
+"""
+    client = aws.client("sagemaker")
+    client.create_training_job(**script_request(aws, "speaks", script))
+    job = wait(client, "speaks")
+    assert job["TrainingJobStatus"] == "Completed"
+    assert [(entry["MetricName"], entry["Value"]) for entry in job["FinalMetricDataList"]] == [("loss", 0.5)]
+    assert {"loss=0.75;", "loss=0.5;"} <= set(log_lines(aws, "speaks"))
+    assert archived(aws, "out/speaks/output/model.tar.gz") == ["weights"]
+    assert archived(aws, "out/speaks/output/output.tar.gz") == ["notes"]
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_what_it_has_is_kept(aws: LocalAws) -> None:
+    script = """
+import os, time
+open(f"{os.environ['SM_MODEL_DIR']}/weights", "w").write("w")
+time.sleep(60)
+"""
+    client = aws.client("sagemaker")
+    client.create_training_job(**script_request(aws, "long", script, StoppingCondition={"MaxRuntimeInSeconds": 3}))
+    job = wait(client, "long")
+    assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
+    assert archived(aws, "out/long/output/model.tar.gz") == ["weights"]
+
+
+def test_a_job_is_stopped_once_and_its_processes_with_it(aws: LocalAws) -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(61)'])"
+    client = aws.client("sagemaker")
+    client.create_training_job(**script_request(aws, "stopped", script))
+    machine = aws.sagemaker.training_jobs["stopped"]
+    wait_for(lambda: any("time.sleep(61)" in " ".join(p.cmdline()) for p in machine.processes()))
+    client.stop_training_job(TrainingJobName="stopped")
+    assert wait(client, "stopped")["SecondaryStatus"] == "Stopped"
+    assert machine.processes() == []
+    with pytest.raises(client.exceptions.ClientError, match="the training job is in status Stopped"):
+        client.stop_training_job(TrainingJobName="stopped")
+
+
+def test_an_interrupted_spot_job_starts_again_with_its_checkpoints(aws: LocalAws) -> None:
+    script = """
+import os, pathlib, time
+folder = pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"]) / "checkpoints"
+lives = len(list(folder.iterdir()))
+(folder / f"life-{lives}").write_text("")
+if lives == 0:
+    time.sleep(60)
+print(f"loss={lives};")
+"""
+    client = aws.client("sagemaker")
+    spot = {
+        "EnableManagedSpotTraining": True,
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 120},
+        "CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/kept"},
+    }
+    client.create_training_job(**script_request(aws, "spot", script, **spot))
+    wait_for(lambda: "Contents" in aws.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="kept/life-0"))
+    aws.sagemaker.interrupt("spot")
+    job = wait(client, "spot")
+    assert job["TrainingJobStatus"] == "Completed", log_lines(aws, "spot")
+    assert "Interrupted" in [transition["Status"] for transition in job["SecondaryStatusTransitions"]]
+    assert job["FinalMetricDataList"][0]["Value"] == 1
+
+
+def test_what_aws_refuses_is_refused(aws: LocalAws) -> None:
+    client = aws.client("sagemaker")
+    request = script_request(aws, "once", "pass")
+    client.create_training_job(**request)
+    with pytest.raises(client.exceptions.ResourceInUse, match="a training job with this name already exists"):
+        client.create_training_job(**request)
+    with pytest.raises(client.exceptions.ClientError, match=r"ValidationException.* Requested resource not found\."):
+        client.describe_training_job(TrainingJobName="never")
+    with pytest.raises(client.exceptions.ClientError, match=r"Could not assume role .*nobody"):
+        client.create_training_job(**{**request, "TrainingJobName": "other", "RoleArn": f"{HERE.role}-nobody"})
+    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/nothing"}}
+    channel = {"ChannelName": "photos", "DataSource": source}
+    client.create_training_job(**script_request(aws, "no-data", "pass", InputDataConfig=[channel]))
+    job = wait(client, "no-data")
+    assert job["FailureReason"].startswith("ClientError: Data download failed")
+    assert f"s3://{BUCKET}/nothing" in job["FailureReason"]
+
+
+def test_a_tuning_job_runs_as_many_trials_as_it_may_and_tells_the_best(aws: LocalAws) -> None:
+    script = """
+import json, os
+given = json.load(open(os.environ["SAGEMAKER_BASE_DIR"] + "/input/config/hyperparameters.json"))
+print(f"loss={float(given['optim__lr']):.6f};")
+"""
+    definition = script_request(aws, "trials", script)
+    del definition["TrainingJobName"]
+    definition["StaticHyperParameters"] = definition.pop("HyperParameters")
+    rates = {"Name": "optim__lr", "MinValue": "0.001", "MaxValue": "0.1", "ScalingType": "Logarithmic"}
+    client = aws.client("sagemaker")
+    client.create_hyper_parameter_tuning_job(
+        HyperParameterTuningJobName="search",
+        HyperParameterTuningJobConfig={
+            "Strategy": "Bayesian",
+            "HyperParameterTuningJobObjective": {"Type": "Minimize", "MetricName": "loss"},
+            "ResourceLimits": {"MaxNumberOfTrainingJobs": 3, "MaxParallelTrainingJobs": 2},
+            "ParameterRanges": {"ContinuousParameterRanges": [rates]},
+        },
+        TrainingJobDefinition=definition,
+    )
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        described = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName="search")
+        most = max(most, described["TrainingJobStatusCounters"]["InProgress"])
+        return bool(described["HyperParameterTuningJobStatus"] == "Completed")
+
+    wait_for(over, seconds=60)
+    assert most == 2
+    listed = client.list_training_jobs_for_hyper_parameter_tuning_job(HyperParameterTuningJobName="search")
+    found = {
+        float(trial["TunedHyperParameters"]["optim__lr"]): trial["FinalHyperParameterTuningJobObjectiveMetric"]["Value"]
+        for trial in listed["TrainingJobSummaries"]
+    }
+    assert len(found) == 3
+    assert all(0.001 <= rate <= 0.1 and loss == pytest.approx(rate, abs=1e-6) for rate, loss in found.items())
+    best = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName="search")["BestTrainingJob"]
+    assert float(best["TunedHyperParameters"]["optim__lr"]) == min(found)
+
+
+def test_a_trial_worse_than_the_median_of_the_running_means_is_hopeless() -> None:
+    others = [[4.0, 2.0], [2.0, 1.0], [3.0, 2.0]]  # running means at step 2: 3, 1.5, 2.5
+    assert is_hopeless([3.0, 2.6], others, minimise=True)
+    assert not is_hopeless([3.0, 2.4], others, minimise=True)
+    assert is_hopeless([3.0, 2.4], others, minimise=False) is False
+    assert is_hopeless([1.0, 2.4], others, minimise=False)
+    assert not is_hopeless([9.0, 9.0], others[:1], minimise=True)
+    assert not is_hopeless([9.0, 9.0, 9.0], others, minimise=True)
+
+
+def test_an_endpoint_answers_with_the_uploaded_model_until_it_is_deleted(aws: LocalAws, packed_run: Path) -> None:
+    client, runtime = aws.client("sagemaker"), aws.client("sagemaker-runtime")
+    upload(aws.url, packed_run / "model.tar.gz", f"s3://{BUCKET}/served/model.tar.gz")
+    client.create_model(**model_request(HERE, "stripes", f"s3://{BUCKET}/served/model.tar.gz"))
+    client.create_endpoint_config(**endpoint_config_request(HERE, "stripes", "stripes"))
+    client.create_endpoint(**endpoint_request(HERE, "stripes", "stripes"))
+    assert client.describe_endpoint(EndpointName="stripes")["EndpointStatus"] == "Creating"
+    with pytest.raises(runtime.exceptions.ClientError, match=r"Endpoint stripes of account .* is not in service"):
+        runtime.invoke_endpoint(EndpointName="stripes", Body=b"")
+    client.get_waiter("endpoint_in_service").wait(EndpointName="stripes", WaiterConfig={"Delay": 1})
+    photo = sorted((packed_run.parent / "photos" / "test" / "class_2").iterdir())[0].read_bytes()
+    answer = runtime.invoke_endpoint(
+        EndpointName="stripes", Body=photo, ContentType="image/jpeg", Accept="application/json"
+    )
+    assert json.loads(answer["Body"].read())["predictions"][0]["label"] == "class_2"
+    assert answer["InvokedProductionVariant"] == "all"
+    with pytest.raises(runtime.exceptions.ModelError, match=r"client error \(415\) from all") as refused:
+        runtime.invoke_endpoint(EndpointName="stripes", Body=b"abc", ContentType="text/html")
+    assert refused.value.response["OriginalStatusCode"] == 415
+    assert client.list_endpoints()["Endpoints"][0]["EndpointName"] == "stripes"
+    client.delete_endpoint(EndpointName="stripes")
+    with pytest.raises(client.exceptions.ClientError, match="Could not find endpoint"):
+        client.describe_endpoint(EndpointName="stripes")
+    with pytest.raises(runtime.exceptions.ClientError, match=r"Endpoint stripes of account .* not found"):
+        runtime.invoke_endpoint(EndpointName="stripes", Body=photo)
+    client.delete_endpoint_config(EndpointConfigName="stripes")
+    client.delete_model(ModelName="stripes")
+    assert client.list_models()["Models"] == client.list_endpoint_configs()["EndpointConfigs"] == []
+
+
+def test_an_endpoint_whose_container_ends_has_failed(aws: LocalAws, packed_run: Path) -> None:
+    client = aws.client("sagemaker")
+    with pytest.raises(client.exceptions.ClientError, match="Could not find model data at s3://"):
+        client.create_model(**model_request(HERE, "broken", f"s3://{BUCKET}/served/none.tar.gz"))
+    with pytest.raises(client.exceptions.ClientError, match="Could not find model"):
+        client.create_endpoint_config(**endpoint_config_request(HERE, "broken", "broken"))
+    with pytest.raises(client.exceptions.ClientError, match="Could not find endpoint configuration"):
+        client.create_endpoint(**endpoint_request(HERE, "broken", "broken"))
+    upload(aws.url, packed_run / "model.tar.gz", f"s3://{BUCKET}/broken/model.tar.gz")
+    client.create_model(
+        **model_request(HERE, "broken", f"s3://{BUCKET}/broken/model.tar.gz", environment={"PYTHONPATH": "/nowhere"})
+    )
+    client.create_endpoint_config(**endpoint_config_request(HERE, "broken", "broken"))
+    client.create_endpoint(**endpoint_request(HERE, "broken", "broken"))
+    wait_for(lambda: client.describe_endpoint(EndpointName="broken")["EndpointStatus"] == "Failed", seconds=60)
+    reason = client.describe_endpoint(EndpointName="broken")["FailureReason"]
+    assert "did not pass the ping health check" in reason
+    client.delete_endpoint(EndpointName="broken")
+
+
+def archived(aws: LocalAws, key: str) -> list[str]:
+    """Names in an archive of the bucket."""
+    packed = aws.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        return sorted(tar.getnames())
+
+
+@pytest.mark.slow
+def test_a_training_job_ends_with_logs_metrics_a_model_and_its_run(aws: LocalAws, photos: str) -> None:
+    client = create(aws, "whole", photos, TINY)
+    job = wait(client, "whole")
+    lines = log_lines(aws, "whole")
+    assert job["TrainingJobStatus"] == "Completed", "\n".join(lines)
+    statuses = [transition["Status"] for transition in job["SecondaryStatusTransitions"]]
+    assert statuses == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
+    metrics = {entry["MetricName"]: entry["Value"] for entry in job["FinalMetricDataList"]}
+    s3 = aws.client("s3")
+    run = json.loads(s3.get_object(Bucket=BUCKET, Key="graft/jobs/whole/checkpoints/run/metrics.json")["Body"].read())
+    assert metrics["valid/loss"] == pytest.approx(run["valid/loss"], abs=1e-6)
+    assert sum("graft valid/loss=" in line for line in lines) == 4  # three epochs, and the end
+    place = job["ModelArtifacts"]["S3ModelArtifacts"]
+    assert place == f"{HERE.uri('jobs')}/whole/output/model.tar.gz"
+    names = archived(aws, place.removeprefix(f"s3://{BUCKET}/"))
+    assert {"manifest.json", "network.xml", "network.bin", "code/inference.py"} <= set(names)

@@ -1,0 +1,155 @@
+"""What a plan says: minutes and dollars by hand, the budget, and that it needs no network and no torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graft.config import Config, SearchBackend, changed
+from graft.errors import ConfigError
+from graft.launcher.calibration import Calibration, look_seconds
+from graft.launcher.job import Entry
+from graft.launcher.plan import check_budget, compare_backends, describe, job_seconds, limits_of, make_plan
+from graft.launcher.prices import Machine, Prices, machines_of, read_prices
+from graft.launcher.requests import Limits
+from tests.composing import ROOT, composed
+
+PRICES = Prices("2026-01-02", "us-east-1", "a test", {"ml.g4dn.xlarge": Machine(0.72, 4, 1)})
+CORE = Calibration("2026-01-01", "a processor", 2, decoded_per_s=100.0, gflops=50.0)
+
+
+def in_cloud(*more: str) -> Config:
+    return composed("data=folder", "data.root=s3://b/photos", "data.images=1000", "trainer=sagemaker_gpu", *more)
+
+
+def test_cores_decode_while_the_gpu_computes() -> None:
+    # Decoding: 1 / (100 x 4) s, half to twice; 2 x 4.09 GFLOP at 2,000 to 4,000 GFLOP/s.
+    found = look_seconds(CORE, Machine(1.0, 4, 1), "g4dn", "resnet50")
+    assert [*found] == pytest.approx([8.18 / 4000, 0.005])
+    # Without a GPU one comes after the other: 8.18 GFLOP at 4 x 50 GFLOP/s, half to twice.
+    found = look_seconds(CORE, Machine(1.0, 4, 0), "c5", "resnet50")
+    assert [*found] == pytest.approx([0.00125 + 0.02045, 0.005 + 0.0818])
+
+
+def test_seconds_of_a_job_by_hand() -> None:
+    # start 90, copies 1000 x 0.002, looks 1000 x 2.045 ms, head 1000 x 8 epochs x 0.01 ms, end 20
+    low = 90 + 2 + 2.045 + 0.08 + 20
+    # start 420, copies 12, looks 1000 x 5 ms, head 0.8, end 90
+    high = 420 + 12 + 5 + 0.8 + 90
+    found = job_seconds(in_cloud(), 1, CORE, PRICES.machines["ml.g4dn.xlarge"])
+    assert [*found] == pytest.approx([low, high])
+
+
+def test_an_unfrozen_backbone_looks_at_every_photo_in_every_epoch() -> None:
+    machine = PRICES.machines["ml.g4dn.xlarge"]
+    frozen = job_seconds(in_cloud(), 1, CORE, machine)
+    free = job_seconds(in_cloud("model.unfreeze=layer4"), 1, CORE, machine)
+    assert free.high - frozen.high == pytest.approx(3 * 8 * 1000 * 0.005 - 0.8)
+
+
+def test_dollars_are_minutes_times_jobs_times_price() -> None:
+    plan = make_plan(in_cloud(), Entry.train, 1, PRICES, CORE, "us-east-1")
+    assert plan.usd is not None
+    assert [*plan.usd] == pytest.approx([114.125 / 3600 * 0.72, 527.8 / 3600 * 0.72])
+    many = make_plan(in_cloud("search.backend=tuning_job"), Entry.tune, 8, PRICES, CORE, "us-east-1")
+    assert (many.jobs, many.parallel) == (8, 2)
+    assert many.usd is not None
+    assert many.usd.high == pytest.approx(8 * 527.8 / 3600 * 0.72)
+    assert many.minutes.high == pytest.approx(4 * 527.8 / 60)
+
+
+def test_both_backends_and_their_difference_are_one_sentence() -> None:
+    config = in_cloud()
+    one = make_plan(config, Entry.tune, 8, PRICES, CORE, None)
+    many = make_plan(changed(config, {"search.backend": "tuning_job"}), Entry.tune, 8, PRICES, CORE, None)
+    assert compare_backends(one, many, SearchBackend.one_job) == (
+        "both: search.backend=one_job (chosen) $0.02 .. $0.11 in 2 .. 9 minutes; search.backend=tuning_job "
+        "$0.18 .. $0.84 in 8 .. 35 minutes: 8 jobs, each with a start and a look at the photos of its own, cost "
+        "$0.16 .. $0.74 more"
+    )
+
+
+def test_a_price_that_is_not_known_is_said_to_be_unknown() -> None:
+    config = in_cloud()
+    plan = make_plan(config, Entry.train, 1, PRICES, CORE, "eu-central-1")
+    assert plan.usd is None
+    lines = list(describe(plan, config, PRICES, "eu-central-1"))
+    assert (
+        "dollars: unknown: no price of ml.g4dn.xlarge in eu-central-1 here; in us-east-1 it is $0.72 an hour (prices "
+        "of 2026-01-02); `python -m graft.launcher prices eu-central-1` reads AWS's list"
+    ) in lines
+    with pytest.raises(ConfigError, match=r"budget\.usd=5: the price of ml\.g4dn\.xlarge there is not known"):
+        check_budget(plan, changed(config, {"budget.usd": 5}))
+
+
+def test_a_plan_states_its_price_table_and_its_assumptions() -> None:
+    config = composed("trainer=sagemaker_gpu")
+    text = "\n".join(describe(make_plan(config, Entry.train, 1, PRICES, CORE, None), config, PRICES, None))
+    assert "at $0.72 an hour (us-east-1, prices of 2026-01-02, a test)" in text
+    assert "assumed: 8,351 photos, as the dogs have; data.images=N says how many yours are" in text
+    assert "ends by itself: after 4 h, $2.88 (launcher.max_hours)" in text
+
+
+def test_a_budget_refuses_with_the_sum_and_ends_jobs() -> None:
+    config = in_cloud("budget.usd=0.01")
+    plan = make_plan(config, Entry.train, 1, PRICES, CORE, None)
+    with pytest.raises(ConfigError) as caught:
+        check_budget(plan, config)
+    assert str(caught.value).startswith(
+        "budget.usd=0.01: this may cost $0.11 ($0.02 .. $0.11); accepted is budget.usd=0.11 or more"
+    )
+    check_budget(plan, in_cloud("budget.usd=0.2"))
+    with pytest.raises(ConfigError, match=r"this may cost \$0\.26, 0\.15 of it for the other jobs of this sweep"):
+        check_budget(plan, in_cloud("budget.usd=0.2"), spent=0.15)
+    # $0.18 are a quarter of an hour of one machine, and half of that where two run at a time.
+    assert limits_of(in_cloud("budget.usd=0.18"), 0.72, 2) == Limits(900, 450)
+    assert limits_of(in_cloud("budget.usd=100"), 0.72, 1) == Limits(14_400, 500_000)
+
+
+def test_the_shipped_table_is_dated_and_knows_the_original_machine(tmp_path: Path) -> None:
+    prices = read_prices(tmp_path)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", prices.date)
+    assert prices.of("ml.g4dn.xlarge", "us-east-1") == 0.7364
+    assert prices.of("ml.g4dn.xlarge", "eu-west-1") is None
+    assert prices.of("ml.m5.large", None) == 0.115
+
+
+def test_an_entry_of_the_price_list_is_read() -> None:
+    product = {
+        "product": {"attributes": {"instanceName": "ml.g4dn.xlarge-Training", "vCpu": "4", "gpu": "1"}},
+        "terms": {"OnDemand": {"a": {"priceDimensions": {"b": {"unit": "Hrs", "pricePerUnit": {"USD": "0.7364"}}}}}},
+    }
+    assert list(machines_of(product)) == [("ml.g4dn.xlarge", Machine(0.7364, 4, 1))]
+    assert list(machines_of({"product": {"attributes": {}}})) == []
+
+
+BLOCKED = """
+import runpy, socket, sys
+
+def refuse(*args, **kwargs):
+    raise AssertionError("a plan opened a socket")
+
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    heavy = {"torch", "pytorch_lightning", "sagemaker", "boto3", "optuna", "openvino"} & set(sys.modules)
+    print("LOADED", sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize("script", ["train.py", "tune.py"])
+def test_a_plan_opens_no_socket_and_loads_no_torch(tmp_path: Path, script: str) -> None:
+    command = [sys.executable, "-c", BLOCKED, str(ROOT / script), "trainer=sagemaker_gpu", "launcher.plan=true"]
+    env = {"PYTHONPATH": str(ROOT / "src"), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("plan: 1 training job, 1 x ml.g4dn.xlarge, on demand, in us-east-1\n")
+    assert done.stdout.endswith("LOADED []\n")
+    assert ("search.backend=tuning_job $" in done.stdout) == (script == "tune.py")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""The jobs of a sweep: at most launcher.max_parallel at a time, all followed, each told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graft.errors import CloudError
+from graft.launcher.cloud import conclude_member
+from graft.launcher.sweep import follow_sweep, members, planned_by_others, wait_for_turn
+from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from tests.s3server import CREDENTIALS, forget_account
+from tests.scripted import DENIED, Answer, Script, training
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    forget_account(monkeypatch)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return Script(monkeypatch)
+
+
+def submitted(sweep_dir: Path, *names: str, **more: Any) -> None:
+    for number, name in enumerate(names):
+        ticket = Ticket(name, "training", "train", "us-east-1", "s3://b/j", "s3://b/j/run", "ml.m5.large", 1, 0.36)
+        write_ticket(sweep_dir / str(number), Ticket(**{**vars(ticket), "state": "submitted", **more}))
+
+
+def states(script: Script, *answers: Answer) -> None:
+    script.answer("DescribeTrainingJob", *answers)
+
+
+def test_the_next_job_waits_for_one_to_end(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted(tmp_path, "one", "two")
+    going, done = training("InProgress", "Training"), training("Completed", BillableTimeInSeconds=100)
+    states(script, going, going, going, done)  # both are asked twice
+    pauses: list[float] = []
+    wait_for_turn(tmp_path / "2", 2, pause=pauses.append)
+    assert len(pauses) == 1
+    ended = read_ticket(tmp_path / "1")
+    assert ended is not None
+    assert ended.state == "Completed"
+    assert ended.actual_usd == pytest.approx(0.01)
+    assert capsys.readouterr().err == (
+        "2: waits for one of 2 jobs to end (launcher.max_parallel=2)\n1: two: Completed, $0.01\n"
+    )
+
+
+def test_a_free_place_is_taken_at_once(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one")
+    states(script, training("InProgress"))
+    wait_for_turn(tmp_path / "1", 2, pause=lambda seconds: pytest.fail("waited"))
+
+
+def test_every_job_is_handed_over_as_it_ends(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one", "two")
+    states(script, training("InProgress"), training("Failed", FailureReason="no photos"), training("Completed"))
+    ended: list[tuple[str, str]] = []
+    follow_sweep(tmp_path, lambda ticket, run: ended.append((run.name, ticket.state)), pause=lambda seconds: None)
+    assert ended == [("1", "Failed"), ("0", "Completed")]
+
+
+def test_a_member_that_failed_is_told_and_the_sweep_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft.launcher.cloud.fetch_run", lambda location, run_dir: 0)
+    submitted(tmp_path, "one", state="Failed", reason="no photos")
+    conclude_member(members(tmp_path)[tmp_path / "0"], tmp_path / "0")
+    assert "0: job one failed: no photos; nothing of it runs any more" in capsys.readouterr().err
+    state = json.loads((tmp_path / "0" / "run.json").read_text())
+    assert state["state"] == "failed"
+    assert state["reason"].startswith("job one failed: no photos")
+
+
+def test_ctrl_c_names_all_that_goes_on(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    submitted(tmp_path, "one", "two")
+    states(script, training("InProgress"))
+    with pytest.raises(KeyboardInterrupt):
+        follow_sweep(tmp_path, lambda ticket, run: None, pause=interrupt)
+    assert "one, two go on and are billed; watch them with `python -m graft.launcher follow" in capsys.readouterr().err
+
+
+def test_denied_names_the_job_that_goes_on(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one")
+    states(script, DENIED)
+    with pytest.raises(CloudError, match="one goes on and is billed"):
+        follow_sweep(tmp_path, lambda ticket, run: None)
+
+
+def test_what_the_others_cost_counts_against_the_budget(tmp_path: Path) -> None:
+    submitted(tmp_path, "one", "two", "three", planned_usd=(0.1, 0.5))
+    ticket = read_ticket(tmp_path / "1")
+    assert ticket is not None
+    write_ticket(tmp_path / "1", Ticket(**{**vars(ticket), "state": "Completed", "actual_usd": 0.2}))
+    assert planned_by_others(tmp_path / "2") == pytest.approx(0.5 + 0.2)
