@@ -75,6 +75,7 @@ def leave_run(server: str) -> None:
     put(server, f"{run}/metrics.json", METRICS)
     put(server, f"{run}/config.yaml", "of the container")
     put(server, f"{run}/run.json", {"id": "1", "state": "finished"})
+    client(server).put_object(Bucket="results", Key=f"{run}/report.html", Body=b"<header><!-- job --></header>")
 
 
 def failure_of(config: Config) -> str:
@@ -109,6 +110,10 @@ def test_throttling_and_faults_of_the_service_are_sat_out(
     told = f"job {NAME}: AWS answered ThrottlingException to each of 6 attempts; try again in some minutes"
     assert err.count(f"{told}; still watching") == 2
     assert "billed: 1.5 minutes, $0.02; planned: " in err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.startswith(
+        f'<header><p class="meta">SageMaker job {NAME} on 1 x ml.g4dn.xlarge; billed: 1.5 minutes, $0.02'
+    )
 
 
 @pytest.mark.parametrize("answer", [THROTTLED, BROKEN])

@@ -57,7 +57,7 @@ def test_one_word_moves_a_run_to_the_cloud(tmp_path: Path, photos: str) -> None:
     run = tmp_path / "run"
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     assert (run / "bundle" / "model.safetensors").exists()
-    assert (run / "report.html").exists()
+    assert "; billed: " in (run / "report.html").read_text()
     assert f"root: {photos}" in (run / "config.yaml").read_text()
 
 
@@ -89,7 +89,7 @@ def test_a_sweep_runs_a_job_for_each_combination(aws: LocalAws, tmp_path: Path, 
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert "2: waits for one of 2 jobs to end (launcher.max_parallel=2)" in err
-    assert f"runs of {tmp_path / 'run'}" in out
+    assert "runs of " in out
     for number, lr in enumerate(("0.003", "0.01", "0.03")):
         run = tmp_path / "run" / str(number)
         assert json.loads((run / "run.json").read_text())["state"] == "finished"

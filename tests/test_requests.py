@@ -14,7 +14,7 @@ import pytest
 from graft.command import Spread
 from graft.config import Config
 from graft.errors import ConfigError
-from graft.launcher.account import Account, account_of
+from graft.launcher.account import Account, tags_of
 from graft.launcher.requests import (
     Channel,
     Limits,
@@ -202,7 +202,7 @@ CONTRADICTIONS = [
     (lambda: tuning("launcher.service_profiler=true"), "a tuning job takes no hook and no profiler"),
     (lambda: tuning("search.pruner=median"), "search.pruner=median: a tuning job stops trials by a rule of its own"),
     (lambda: tuning("search.sampler=grid"), "a tuning job's grid takes lists of values"),
-    (lambda: account_of(in_cloud("launcher.tags=[owner]"), IMAGE), "launcher.tags=[owner]: accepted is KEY=VALUE each"),
+    (lambda: tags_of(in_cloud("launcher.tags=[owner]")), "launcher.tags=[owner]: accepted is KEY=VALUE each"),
 ]
 
 

@@ -43,7 +43,8 @@ def test_the_next_job_waits_for_one_to_end(script: Script, tmp_path: Path, capsy
     assert len(pauses) == 1
     ended = read_ticket(tmp_path / "1")
     assert ended is not None
-    assert (ended.state, ended.actual_usd) == ("Completed", pytest.approx(0.01))
+    assert ended.state == "Completed"
+    assert ended.actual_usd == pytest.approx(0.01)
     assert capsys.readouterr().err == (
         "2: waits for one of 2 jobs to end (launcher.max_parallel=2)\n1: two: Completed, $0.01\n"
     )

@@ -12,6 +12,7 @@ from graft.command import Spread
 from graft.config import OBJECTIVES, Config, SearchBackend, sweep_member, to_yaml
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region, require
+from graft.launcher.bill import note_on_page, planned_and_actual
 from graft.launcher.calibration import read_calibration
 from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
@@ -124,6 +125,7 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
         count = fetch_run(ticket.results, run_dir)
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
         say(planned_and_actual(ticket))
+        note_on_page(ticket, run_dir / "report.html")
     if ticket.state != "Completed":
         raise CloudError(ended_badly(ticket, run_dir))
     if ticket.entry == Entry.train.name and ticket.kind == "training":
@@ -139,6 +141,7 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
     """Fetch the run of a sweep's job; what is wrong with it is kept there, and the sweep goes on."""
     try:
         fetch_run(ticket.results, run_dir)
+        note_on_page(ticket, run_dir / "report.html")
         if ticket.state != "Completed":
             raise CloudError(ended_badly(ticket, run_dir))
         _metrics(run_dir)
@@ -156,19 +159,6 @@ def ended_badly(ticket: Ticket, run_dir: Path) -> str:
         f"job {ticket.name} {ticket.state.lower()}{reason}; nothing of it runs any more, its files remain in "
         f"{ticket.uri}/ (S3 storage is billed); the same command with run_dir={run_dir} {goes_on}"
     )
-
-
-def planned_and_actual(ticket: Ticket) -> str:
-    """One line: what the job was planned to take, and what it took."""
-    minutes, usd = ticket.planned_minutes, ticket.planned_usd
-    planned = []
-    if minutes:
-        planned.append(f"{minutes[0]:.0f} .. {minutes[1]:.0f} minutes")
-    if usd:
-        planned.append(f"${usd[0]:.2f} .. ${usd[1]:.2f}")
-    took = "an unknown time" if ticket.billed_seconds is None else f"{ticket.billed_seconds / 60:.1f} minutes"
-    cost = "" if ticket.actual_usd is None else f", ${ticket.actual_usd:.2f}"
-    return f"billed: {took}{cost}; planned: {', '.join(planned) or 'nothing'}"
 
 
 def _plan(work: Work, prices: Prices, cache: Path, region: str | None) -> Plan:

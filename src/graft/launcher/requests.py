@@ -226,8 +226,9 @@ def _definition(config: Config, account: Account, channels: Sequence[Channel], l
             "VolumeSizeInGB": c.volume_gb,
         },
         "StoppingCondition": _stopping(limits.seconds, spot=c.spot),
-        "EnableManagedSpotTraining": c.spot,
     }
+    if c.spot:
+        request["EnableManagedSpotTraining"] = True
     if channels:  # an empty list is refused
         request["InputDataConfig"] = [_channel(channel) for channel in channels]
     if bool(c.subnets) != bool(c.security_groups):

@@ -138,7 +138,7 @@ def _request(submission: Submission, account: Account, name: str, checkpoints: s
 def _send_files(submission: Submission, account: Account, name: str) -> None:
     config = submission.config
     job = make_job(config, submission.entry, submission.overrides, trial=bool(submission.spreads))
-    _put(source_uri(account, name), pack_source(job))
+    put(source_uri(account, name), pack_source(job))
     if is_weights_file(config.model.weights) and not config.model.weights.startswith("s3://"):
         path, uri = Path(config.model.weights).expanduser(), weights_uri(config, account)
         folder, _, file = uri.rpartition("/")
@@ -147,7 +147,12 @@ def _send_files(submission: Submission, account: Account, name: str) -> None:
             S3Store(folder).put(file, path, file_md5(path))
 
 
-def _put(uri: str, content: bytes) -> None:
+def put(uri: str, content: bytes) -> None:
+    """Write an object at s3://BUCKET/KEY.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     folder, _, name = uri.rpartition("/")
     S3Store(folder).put(name, content, hashlib.md5(content, usedforsecurity=False).hexdigest())
 

@@ -64,9 +64,10 @@ def problems(operation: str, request: Mapping[str, Any], service: str = "sagemak
     from botocore.validate import ParamValidator
 
     shape = get_session().get_service_model(service).operation_model(operation).input_shape
-    report = ParamValidator().validate(dict(request), shape)
-    if report.has_errors():
-        yield from (f"{operation}: {line}" for line in report.generate_report().splitlines())
+    report = ParamValidator().validate(dict(request), shape).generate_report().splitlines()
+    # What is too small botocore tells too, without the key and the other end.
+    if formal := [line for line in report if "valid min" not in line]:
+        yield from (f"{operation}: {line}" for line in formal)
         return
     yield from _walk(request, shape, ())
 
