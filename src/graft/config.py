@@ -401,6 +401,15 @@ class ServeConfig:
     max_pixels: int = knob(50_000_000, "width x height of a photo", least=1)
     max_photos: int = knob(32, "photos in a request", least=1)
     allow_url: bool = knob(False, "whether addresses in requests are fetched; https and public hosts only")
+    instance_type: str = knob("ml.m5.large", "SageMaker's name of the machine that `serve deploy` rents")
+    image: str | None = knob(
+        None, "URI of the endpoint's container; null: AWS's for PyTorch 2.6, the last that serves (extra aws)"
+    )
+    ttl: str = knob("24h", "after so long an endpoint deletes itself: 2h, 3d, at least 1h; none: never")
+    ttl_role: str | None = knob(
+        None, "ARN of the role under which that happens; null: graft-endpoint-ttl, which deploy makes"
+    )
+    plan: bool = knob(False, "true: deploy prints what it would create and what that costs; nothing is sent")
 
 
 @dataclass

@@ -199,7 +199,7 @@ class TrainingJob:
             for stream in streams:
                 stream.flush()
             if self.interrupting.is_set():
-                return "interrupted"
+                break
             if time.monotonic() > keep:
                 for kept in checkpoints:
                     kept.send()
@@ -212,6 +212,8 @@ class TrainingJob:
                 break
             if any(machine.exit_code for machine in self.machines):
                 break  # one machine that fails ends the job
+        if self.interrupting.is_set():
+            return "interrupted"
         failed = any(machine.exit_code for machine in self.machines)
         return outcome or ("failed" if failed else "completed")
 
