@@ -100,7 +100,7 @@ def test_a_sweep_runs_a_job_for_each_combination(aws: LocalAws, tmp_path: Path, 
 def test_a_whole_search_is_one_job(tmp_path: Path, photos: str) -> None:
     space = ["search=given", "optim.lr=choice(0.003, 0.03)", "search.trials=3", "search.repeats=0"]
     process = start(command(tmp_path, photos, *space, "trainer.max_epochs=1"), script="tune.py")
-    out, err = process.communicate(timeout=280)
+    _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert "search.backend=tuning_job $" in err
     assert "trials: 3, 3 ok" in err  # the job's own summary, in its log

@@ -22,10 +22,9 @@ from graft.launcher.requests import (
     endpoint_config_request,
     endpoint_request,
     model_request,
-    parameter_ranges,
     training_job_request,
-    tuning_job_request,
 )
+from graft.launcher.tuning import parameter_ranges, tuning_job_request
 from graft.launcher.validation import check_request, in_python, problems
 from tests.composing import composed
 
