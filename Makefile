@@ -6,6 +6,7 @@
 #   make test-smdebug   tests with SageMaker's smdebug, in .venv-smdebug; as root it installs a C compiler if there is none
 #   make toolkit SageMaker's training toolkit, in .venv-toolkit, for tests of SageMaker jobs; needs a C compiler
 #   make local-aws   a local AWS that runs SageMaker jobs and endpoints as processes, until Ctrl-C; no account is needed
+#   make story   from photos to an endpoint and back to nothing on that local AWS (DATA=PATH; else ../shared/data/dogs)
 #   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
@@ -31,7 +32,7 @@ STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml con
 STAMP_TOOLKIT := $(VENV_TOOLKIT)/installed-$(shell { pwd; cat pyproject.toml constraints.txt constraints-toolkit.txt; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench picture test-smdebug toolkit local-aws
+.PHONY: help environment demo test check bench picture test-smdebug toolkit local-aws story
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -87,6 +88,9 @@ toolkit: $(STAMP_TOOLKIT)
 
 local-aws: $(STAMP) $(STAMP_TOOLKIT)
 	$(PY) -m tests.aws $(ARGS)
+
+story: $(STAMP) $(STAMP_TOOLKIT)
+	$(PY) -m tests.aws.story $(if $(DATA),--data $(DATA)) $(ARGS)
 
 # Beside the main environment, whose packages it sees through a .pth file: torch is not installed twice, and the
 # toolkit's own `pip install -r requirements.txt` finds all that a job needs.
