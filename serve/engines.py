@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -82,13 +84,23 @@ def _offered(path: Path, exported: str, precision: str) -> str:
     return exported if exported == "int8" else precision
 
 
+def _openvino() -> ModuleType:
+    """OpenVINO without its conversion tool, which takes 0.1 s to import and reports its use to its makers meanwhile."""
+    tool = "openvino.tools.ovc"
+    if "openvino" not in sys.modules:
+        sys.modules[tool] = None  # type: ignore[assignment]  # importing it fails, for which openvino is prepared
+    import openvino
+
+    if sys.modules.get(tool, openvino) is None:
+        del sys.modules[tool]  # the tool itself stays importable
+    return openvino
+
+
 class OpenVinoEngine:
     """OpenVINO on the CPU; each calling thread has a request of its own, made at its first call."""
 
     def __init__(self, network: Path, precision: str, threads: int | None, streams: int) -> None:
-        import openvino as ov
-
-        core = ov.Core()
+        core = _openvino().Core()
         # bf16 only where the processor computes in it: elsewhere it is slower than fp32 (0.7 to 0.8 times).
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = precision if precision != "auto" else "bf16" if has_bf16 else "fp32"

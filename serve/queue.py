@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from graft.environment import available_cores
 from graft.images import InputSpec, Pixels
 from serve.answers import Answer
+from serve.layout import Layout
 from serve.metrics import Metrics
 from serve.reading import Fetch, Limits, Photos, decode, read_photos
 from serve.refusals import Refusal
@@ -38,25 +37,6 @@ class Model(Protocol):
 
     def predict(self, images: Pixels) -> list[Answer]:
         """Answers for uint8 [B, S, S, 3]."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Threads: of the engine in all, its calls side by side, of decoding."""
-
-    threads: int
-    streams: int
-    decoders: int
-
-
-def lay_out(mode: str, threads: int | None, cores: int | None = None) -> Layout:
-    """Threads for `serve.mode` (latency or throughput) and `serve.threads` on the cores of this process.
-
-    docs/decisions/0017 has the measurements: more threads than cores cost throughput, never gain any.
-    """
-    cores = cores or available_cores()
-    threads = threads or cores
-    return Layout(threads, threads if mode == "throughput" else 1, decoders=cores)
 
 
 class Queue:

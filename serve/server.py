@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import h11
@@ -16,11 +16,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.access import JsonLines
 from serve.app import Service, create_app
-from serve.fetching import Fetcher
+from serve.layout import lay_out
 from serve.metrics import Metrics
-from serve.model import ServedModel
-from serve.queue import Queue, lay_out
-from serve.reading import Limits
+from serve.queue import Model, Queue
+from serve.reading import Fetch, Limits
 
 if TYPE_CHECKING:
     from graft.config import ServeConfig
@@ -34,38 +33,32 @@ FETCH_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 65
 
 
-def run(config: ServeConfig, bundle: Path) -> None:
-    """Serve a bundle, or an unpacked model.tar.gz, until SIGTERM or Ctrl-C; what is inside is answered first."""
+def run(config: ServeConfig, load: Callable[[], Model]) -> None:
+    """Serve what `load` gives until SIGTERM or Ctrl-C; what is inside is answered first."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    make_server(make_service(config, bundle), config.host, config.port).run()
+    make_server(make_service(config, load), config.host, config.port).run()
 
 
-def make_service(config: ServeConfig, bundle: Path) -> Service:
-    """What answers, with nothing loaded yet."""
+def make_service(config: ServeConfig, load: Callable[[], Model]) -> Service:
+    """What answers; `load` is called once it listens."""
     layout = lay_out(config.mode.value, config.threads)
     limits = Limits(body=config.max_bytes, pixels=config.max_pixels, photos=config.max_photos)
-
-    def load() -> ServedModel:
-        model = ServedModel.load(
-            bundle,
-            engine=config.engine.value,
-            precision=config.precision.value,
-            threads=layout.threads,
-            streams=layout.streams,
-        )
-        model.check_parity()  # sixteen photos: it warms the engine too
-        return model
-
     return Service(
         load=load,
         queue=Queue(config.queue, layout, Metrics()),
         limits=limits,
         deadline=config.deadline,
         top_k=config.top_k,
-        fetch=Fetcher(limits.body, FETCH_SECONDS) if config.allow_url else None,
+        fetch=_fetcher(limits) if config.allow_url else None,
     )
+
+
+def _fetcher(limits: Limits) -> Fetch:
+    from serve.fetching import Fetcher  # the client that it needs takes a while to import
+
+    return Fetcher(limits.body, FETCH_SECONDS)
 
 
 def make_server(service: Service, host: str, port: int, head_seconds: float = HEAD_SECONDS) -> uvicorn.Server:

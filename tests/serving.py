@@ -17,8 +17,9 @@ from PIL import Image
 from graft.images import InputSpec, Pixels
 from serve.answers import Answer
 from serve.app import Service
+from serve.layout import Layout
 from serve.metrics import Metrics
-from serve.queue import Layout, Queue
+from serve.queue import Queue
 from serve.reading import Limits
 from serve.server import make_server
 

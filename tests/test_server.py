@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from graft.errors import RunError
-from serve.queue import Layout, lay_out
+from serve.layout import Layout, lay_out
 from tests.serving import ColourModel, Running, photo, running, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,8 +177,9 @@ def test_threads_follow_the_mode_and_the_cores() -> None:
 STARTED_BY_ITSELF = """
 from tests.serving import ColourModel
 from serve.app import Service
+from serve.layout import Layout
 from serve.metrics import Metrics
-from serve.queue import Layout, Queue
+from serve.queue import Queue
 from serve.reading import Limits
 from serve.server import make_server
 
