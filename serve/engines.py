@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -97,7 +96,7 @@ def _openvino() -> ModuleType:
 
 
 class OpenVinoEngine:
-    """OpenVINO on the CPU; each calling thread has a request of its own, made at its first call."""
+    """OpenVINO on the CPU; calls at the same time have a request each, which later calls use again."""
 
     def __init__(self, network: Path, precision: str, threads: int | None, streams: int) -> None:
         core = _openvino().Core()
@@ -112,16 +111,19 @@ class OpenVinoEngine:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RunError(f"{network} cannot be read ({reason}); pack the run again") from error
-        self._local = threading.local()
+        # The last one used is used next: it is warm, whichever thread warmed it.
+        self._idle: list[ov.InferRequest] = []
 
     def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
         """See `Engine`."""
-        request: ov.InferRequest | None = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
-        # Copies: the request's own tensors are written again by this thread's next call.
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
         found = request.infer({0: images}, share_inputs=True)
-        return found[0].copy(), found[1].copy()
+        answer = found[0].copy(), found[1].copy()  # the request's own tensors are written again by its next call
+        self._idle.append(request)
+        return answer
 
 
 class TorchEngine:
