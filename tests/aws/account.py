@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ def arn(kind: str, name: str) -> str:
     return f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:{kind}/{name}"
 
 
+@cache
 def client(service: str, url: str) -> Any:
-    """A boto3 client of the local AWS, whatever the environment says."""
+    """A boto3 client of the local AWS, whatever the environment says; made once, for that takes 30 ms."""
     import boto3
 
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": REGION}

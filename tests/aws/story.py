@@ -74,7 +74,8 @@ class Stage:
         """Run train.py or tune.py as a job on the photos in S3."""
         # The machines of a local AWS have no GPU.
         place = ("trainer=sagemaker_gpu", "trainer.accelerator=cpu", "data=folder", f"data.root={PHOTOS}")
-        return self.run(script, *place, *ACCOUNT_KEYS, *self.model, *overrides)
+        count = sum(path.is_file() for split in self.photos.iterdir() for path in split.glob("*/*"))
+        return self.run(script, *place, f"data.images={count}", *ACCOUNT_KEYS, *self.model, *overrides)
 
 
 def tell(stage: Stage, trials: int) -> None:
