@@ -23,6 +23,7 @@ TRANSFERS = 8
 LARGEST_KEPT = 1_000_000
 _known: dict[tuple[str, str, str], bytes] = {}
 _known_lock = threading.Lock()
+_making = threading.Lock()
 
 
 def arn(kind: str, name: str) -> str:
@@ -30,9 +31,15 @@ def arn(kind: str, name: str) -> str:
     return f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:{kind}/{name}"
 
 
-@cache
 def client(service: str, url: str) -> Any:
-    """A boto3 client of the local AWS, whatever the environment says; made once, for that takes 30 ms."""
+    """A boto3 client of the local AWS, whatever the environment says."""
+    with _making:  # boto3's default session makes one at a time
+        return _client(service, url)
+
+
+@cache
+def _client(service: str, url: str) -> Any:
+    """Made once: that takes 30 ms."""
     import boto3
 
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": REGION}
