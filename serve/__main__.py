@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         elif command == "predict":
             from serve.predicting import predict as run
         elif command == "local":
-            from serve.checking import serve_locally as run
+            from serve.local import serve_locally as run
         elif command == "check":
             from serve.checking import check as run
         elif command == "deploy":
