@@ -4,8 +4,9 @@
 #   make check   lint, formatting, types
 #   make bench   images/s of the feature cache beside a plain loop
 #   make test-smdebug   tests with SageMaker's smdebug, in .venv-smdebug; as root it installs a C compiler if there is none
-#   make toolkit SageMaker's training toolkit, in .venv-toolkit, for tests of SageMaker jobs; needs a C compiler
+#   make toolkit SageMaker's training toolkit, in .venv-toolkit, for tests of SageMaker jobs; as root it installs a C compiler if there is none
 #   make local-aws   a local AWS that runs SageMaker jobs and endpoints as processes, until Ctrl-C; no account is needed
+#   make story   from photos to an endpoint and back to nothing on that local AWS (DATA=PATH; else ../shared/data/dogs)
 #   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
@@ -30,8 +31,22 @@ STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml con
 
 STAMP_TOOLKIT := $(VENV_TOOLKIT)/installed-$(shell { pwd; cat pyproject.toml constraints.txt constraints-toolkit.txt; } | cksum | tr ' ' '-')
 
+# What $(1) is built with, in a recipe's shell: installed where it is missing and may be.
+define compiler
+if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing a C compiler."; \
+	    apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null; \
+	  else \
+	    echo "$(1) needs a C compiler; on Debian: apt-get install gcc libc6-dev python3-dev" >&2; \
+	    exit 1; \
+	  fi; \
+	fi
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help environment environment-smdebug demo test check bench picture test-smdebug toolkit local-aws
+.PHONY: help environment environment-smdebug demo test check bench picture test-smdebug toolkit local-aws story
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -89,12 +104,14 @@ toolkit: $(STAMP_TOOLKIT)
 local-aws: $(STAMP) $(STAMP_TOOLKIT)
 	$(PY) -m tests.aws $(ARGS)
 
+story: $(STAMP) $(STAMP_TOOLKIT)
+	$(PY) -m tests.aws.story $(if $(DATA),--data $(DATA)) $(ARGS)
+
 # Beside the main environment, whose packages it sees through a .pth file: torch is not installed twice, and the
 # toolkit's own `pip install -r requirements.txt` finds all that a job needs.
 $(STAMP_TOOLKIT): $(STAMP)
 	@set -euo pipefail; \
-	command -v cc >/dev/null || command -v gcc >/dev/null \
-	  || { echo "SageMaker's training toolkit needs a C compiler; on Debian: apt-get install gcc libc6-dev python3-dev" >&2; exit 1; }; \
+	$(call compiler,SageMaker's training toolkit); \
 	rm -rf $(VENV_TOOLKIT); \
 	$(PY) -m venv --without-pip $(VENV_TOOLKIT); \
 	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
@@ -119,16 +136,7 @@ $(STAMP_SMDEBUG):
 	  echo "smdebug needs Python 3.11 or 3.12; tried: $(or $(PYTHON),python3.11 python3 python3.12)." >&2; \
 	  exit 1; \
 	fi; \
-	if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing a C compiler."; \
-	    apt-get update -qq; \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null; \
-	  else \
-	    echo "smdebug needs a C compiler; on Debian: apt-get install gcc libc6-dev python3-dev" >&2; \
-	    exit 1; \
-	  fi; \
-	fi; \
+	$(call compiler,smdebug); \
 	echo "Setting up $(VENV_SMDEBUG) with $$("$$python" --version), once."; \
 	rm -rf $(VENV_SMDEBUG); \
 	"$$python" -m venv $(VENV_SMDEBUG); \

@@ -103,6 +103,7 @@ def compose(overrides: Sequence[str], run_dir: Path) -> Config:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    import graft.command  # noqa: F401, with the schema that the composition begins with
     from graft.config import parse
 
     fixed = ["data=demo", "trainer.accelerator=cpu", "trainer.progress=false"]

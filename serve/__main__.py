@@ -1,4 +1,4 @@
-"""`python -m serve COMMAND`: pack a trained model, ask it about photos, check that it is whole."""
+"""`python -m serve COMMAND`: pack a trained model, ask it about photos, check that it is whole, put it on SageMaker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ USAGE = """python -m serve COMMAND ...
   predict PHOTO... [bundle=PATH] [--json]     what a model says of photos; of a folder, CSV
   local [bundle=PATH] [serve.port=8080]       answer over HTTP, with a page for people at /
   check [bundle=PATH]                         whether a model answers its parity samples as it must
+  deploy run_dir=RUN endpoint=NAME            an endpoint of SageMaker; serve.plan=true says what that costs
+  predict PHOTO... endpoint=NAME [--json]     what it says of photos
+  list                                        what of this project costs money, how old it is, dollars so far
+  delete endpoint=NAME                        the endpoint and all that belongs to it
 
 PATH is a run's bundle/ or a model.tar.gz; without it, the latest of runs/. Every command takes serve.KEY=VALUE
 (`python train.py --help` lists them), for instance serve.engine=torch."""
@@ -27,16 +31,24 @@ def main(argv: Sequence[str]) -> None:
     command, *rest = argv
     with plain_errors():
         # Each imports its own: a prediction does not load what packing needs.
-        if command == "pack":
+        if command == "predict" and any(argument.startswith("endpoint=") for argument in rest):
+            from serve.endpoint_predicting import predict as run
+        elif command == "pack":
             from serve.packing import pack as run
         elif command == "predict":
             from serve.predicting import predict as run
         elif command == "local":
-            from serve.checking import serve_locally as run
+            from serve.local import serve_locally as run
         elif command == "check":
             from serve.checking import check as run
+        elif command == "deploy":
+            from serve.endpoint import deploy as run
+        elif command == "delete":
+            from serve.endpoint import delete as run
+        elif command == "list":
+            from serve.endpoint_listing import show as run
         else:
-            raise ConfigError(f"{command} is no command; accepted: pack, predict, local, check")
+            raise ConfigError(f"{command} is no command; accepted: pack, predict, local, check, deploy, list, delete")
         run(rest)
 
 

@@ -36,6 +36,7 @@ class Answer:
         unsure: the likeliest class is not likely enough.
         not_one_of_these: the photo is too far from the training photos.
         distance: from them; above 1 is too far. NaN where the bundle does not know it.
+        photo: what the model saw, as a data: URL, where the request asks for it.
     """
 
     labels: tuple[str, ...]
@@ -44,6 +45,7 @@ class Answer:
     unsure: bool
     not_one_of_these: bool
     distance: float
+    photo: str | None = None
 
     def top(self, count: int) -> list[dict[str, Any]]:
         """`label`, `index` and `probability` of the likeliest classes, the likeliest first; ties by index."""
@@ -121,11 +123,12 @@ def _range(part: str) -> tuple[float, str]:
 
 
 def _as_json(answer: Answer, top_k: int) -> dict[str, Any]:
-    return {
+    said = {
         "predictions": answer.top(top_k),
         "unsure": answer.unsure,
         "not_one_of_these": answer.not_one_of_these,
     }
+    return said if answer.photo is None else {**said, "photo": answer.photo}
 
 
 def _csv(answers: Sequence[Answer], top_k: int) -> bytes:

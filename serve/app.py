@@ -49,7 +49,7 @@ class Service:
         load: gives the model, warmed and checked; runs in a thread once the server listens.
         model: what it gave. failure: why it gave none.
         deadline: seconds for a request. top_k: classes in an answer that does not ask for a number.
-        fetch: gets photos behind addresses; None refuses them.
+        begin_fetching: gives what gets the photos behind a request's addresses; None refuses them.
     """
 
     load: Callable[[], Model]
@@ -57,7 +57,7 @@ class Service:
     limits: Limits
     deadline: float
     top_k: int = 5
-    fetch: Fetch | None = None
+    begin_fetching: Callable[[], Fetch] | None = None
     model: Model | None = None
     failure: str | None = None
 
@@ -137,13 +137,14 @@ async def _answer(service: Service, request: Request, begun: float) -> Response:
     model = service.ready()
     accept = request.headers.get("accept")
     choose_form(accept)
-    top_k = _top_k(request, service.top_k)
+    top_k, shown = _top_k(request, service.top_k), _shown(request)
     with service.queue.metrics.time("read"):
         body = await _body(request, service.limits)
         content_type = request.headers.get("content-type")
-        photos = await _unless_gone(request, service.queue.photos(body, content_type, service.limits, service.fetch))
+        fetch = service.begin_fetching() if service.begin_fetching else None
+        photos = await _unless_gone(request, service.queue.photos(body, content_type, service.limits, fetch))
     request.state.photos = len(photos)
-    answers = await _unless_gone(request, service.queue.answers(model, photos, service.limits))
+    answers = await _unless_gone(request, service.queue.answers(model, photos, service.limits, shown=shown))
     milliseconds = 1000 * (time.perf_counter() - begun)
     content, media_type = write_answer(answers, accept, top_k, milliseconds, model.model_id, many=photos.listed)
     return Response(content, media_type=media_type)
@@ -183,6 +184,13 @@ def _top_k(request: Request, default: int) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text) >= 1):
         raise Refusal(400, f"top_k={text[:100]!r} is not a number of classes", "top_k may be 1 to 999999")
     return int(text)
+
+
+def _shown(request: Request) -> bool:
+    text = request.query_params.get("photo", "false")
+    if text not in ("true", "false"):
+        raise Refusal(400, f"photo={text[:100]!r} is neither yes nor no", "photo may be true or false")
+    return text == "true"
 
 
 async def metrics(request: Request) -> Response:

@@ -9,7 +9,6 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import graft
@@ -43,9 +42,10 @@ def write_archive(folder: Path, archive: Path) -> None:
     """
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     packed = io.BytesIO()
-    # No time and no name in the header of gzip, none of this machine in those of tar.
+    # No time and no name in the header of gzip, none of this machine in those of tar. Stored, not deflated: weights
+    # shrink by 7 %, and a server would take 0.4 s longer to unpack 100 MB of them.
     with (
-        gzip.GzipFile(filename="", fileobj=packed, mode="wb", compresslevel=6, mtime=0) as stream,
+        gzip.GzipFile(filename="", fileobj=packed, mode="wb", compresslevel=0, mtime=0) as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for name, content in sorted((files | code_files()).items()):
@@ -57,6 +57,8 @@ def write_archive(folder: Path, archive: Path) -> None:
 
 def code_files() -> dict[str, bytes]:
     """Path in the archive -> content, of the code below code/."""
+    from importlib.metadata import version  # 0.03 s that a server has no use for
+
     sources = {"graft": (Path(graft.__file__).parent, GRAFT_CODE), "serve": (Path(__file__).parent, SERVE_CODE)}
     found = {
         f"code/{package}/{name}.py": (place / f"{name}.py").read_bytes()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import EnumMeta
 from pathlib import Path
+from typing import Any, get_args
 
-from omegaconf import OmegaConf
+import yaml
 
-from graft.command import value_of
-from graft.config import ServeConfig, check_value
+from graft.config import ServeConfig, check_value, knobs
 from graft.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "serve" / "default.yaml"
 KEY = "serve."
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+_HOST = re.compile(r"localhost|[0-9]+(\.[0-9]+){3}")
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,63 @@ def read_arguments(
     return Arguments(tuple(found_words), given, found_places, _configure(values))
 
 
-def _configure(values: dict[str, object]) -> ServeConfig:
-    merged = OmegaConf.merge(OmegaConf.structured(ServeConfig), OmegaConf.load(CONF), values)
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, ServeConfig)
-    for name, value in vars(config).items():
-        check_value(KEY + name, value)
-    return config
+def bundle_of(arguments: Arguments) -> Path:
+    """bundle=PATH, or that of the run that finished last below runs/: its archive where it was packed.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if given := arguments.places.get("bundle"):
+        if not given.exists():
+            raise ConfigError(f"bundle={given} does not exist; accepted is a run's bundle/ or a model.tar.gz")
+        return given
+    manifests = sorted(Path("runs").glob("*/bundle/manifest.json"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        raise ConfigError("bundle is not set, and runs/ holds none; give bundle=PATH, of a bundle or a model.tar.gz")
+    run_dir = manifests[-1].parents[1]
+    packed = run_dir / "model.tar.gz"
+    return packed if packed.exists() else run_dir / "bundle"
+
+
+def value_of(key: str, text: str) -> Any:
+    """What `text` gives a key, of its type.
+
+    Numbers, options, true, false and null are read here; all else by Hydra's grammar, which takes longer to import
+    than a server to start.
+
+    Raises:
+        ConfigError: the key is unknown, or does not accept it.
+    """
+    try:
+        value = _plain(knobs()[key].hint, text)
+    except (LookupError, ValueError):
+        from graft.command import value_of as value_by_hydra
+
+        return value_by_hydra(key, text)
+    check_value(key, value)
+    return value
+
+
+def _plain(hint: Any, text: str) -> Any:
+    """The value of a plain text; LookupError or ValueError where it is not plain."""
+    kind, *null = get_args(hint) or (hint,)
+    if null and text == "null":
+        return None
+    if isinstance(kind, EnumMeta):
+        return kind[text]
+    if kind is bool:
+        return {"true": True, "false": False}[text]
+    pattern = _NUMBER if kind in (int, float) else _HOST
+    if not pattern.fullmatch(text):
+        raise ValueError(text)
+    return kind(text)
+
+
+def _configure(given: dict[str, Any]) -> ServeConfig:
+    # The base loader leaves every value the text that it is, so that a file and a command line are read alike.
+    defaults: dict[str, str] = yaml.load(CONF.read_text(encoding="utf-8"), yaml.BaseLoader)
+    values = {name: value_of(KEY + name, text) for name, text in defaults.items() if name not in given}
+    return ServeConfig(**values, **given)
 
 
 def _accepted(places: Sequence[str], flags: Sequence[str]) -> str:

@@ -1,14 +1,12 @@
-"""`python -m serve check` and `local`: whether a model answers as it must, and answering over HTTP."""
+"""`python -m serve check`: whether a model answers as it must."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from graft.errors import ConfigError
 from serve.archive import opened
-from serve.arguments import Arguments, read_arguments
+from serve.arguments import Arguments, bundle_of, read_arguments
 from serve.model import ServedModel
 
 
@@ -23,15 +21,6 @@ def check(argv: Sequence[str]) -> None:
         )
 
 
-def serve_locally(argv: Sequence[str]) -> None:
-    """Answer over HTTP until SIGTERM or Ctrl-C."""
-    arguments = read_arguments(argv, places=("bundle",))
-    from serve.server import run
-
-    with opened(bundle_of(arguments)) as folder:
-        run(arguments.config, folder)
-
-
 @contextmanager
 def load_model(arguments: Arguments) -> Iterator[ServedModel]:
     """The model that the command line names; that of an archive lives as long as the context."""
@@ -40,19 +29,3 @@ def load_model(arguments: Arguments) -> Iterator[ServedModel]:
         yield ServedModel.load(
             folder, engine=config.engine.value, precision=config.precision.value, threads=config.threads
         )
-
-
-def bundle_of(arguments: Arguments) -> Path:
-    """bundle=PATH, or that of the run that finished last below runs/: its archive where it was packed.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if "bundle" in arguments.places:
-        return arguments.places["bundle"]
-    manifests = sorted(Path("runs").glob("*/bundle/manifest.json"), key=lambda path: path.stat().st_mtime)
-    if not manifests:
-        raise ConfigError("bundle is not set, and runs/ holds none; give bundle=PATH, of a bundle or a model.tar.gz")
-    run_dir = manifests[-1].parents[1]
-    packed = run_dir / "model.tar.gz"
-    return packed if packed.exists() else run_dir / "bundle"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -82,13 +83,23 @@ def _offered(path: Path, exported: str, precision: str) -> str:
     return exported if exported == "int8" else precision
 
 
+def _openvino() -> ModuleType:
+    """OpenVINO without its conversion tool, which takes 0.1 s to import and reports its use to its makers meanwhile."""
+    tool = "openvino.tools.ovc"
+    if "openvino" not in sys.modules:
+        sys.modules[tool] = None  # type: ignore[assignment]  # importing it fails, for which openvino is prepared
+    import openvino
+
+    if sys.modules.get(tool, openvino) is None:
+        del sys.modules[tool]  # the tool itself stays importable
+    return openvino
+
+
 class OpenVinoEngine:
-    """OpenVINO on the CPU; each calling thread has a request of its own, made at its first call."""
+    """OpenVINO on the CPU; calls at the same time have a request each, which later calls use again."""
 
     def __init__(self, network: Path, precision: str, threads: int | None, streams: int) -> None:
-        import openvino as ov
-
-        core = ov.Core()
+        core = _openvino().Core()
         # bf16 only where the processor computes in it: elsewhere it is slower than fp32 (0.7 to 0.8 times).
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = precision if precision != "auto" else "bf16" if has_bf16 else "fp32"
@@ -100,16 +111,19 @@ class OpenVinoEngine:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RunError(f"{network} cannot be read ({reason}); pack the run again") from error
-        self._local = threading.local()
+        # The last one used is used next: it is warm, whichever thread warmed it.
+        self._idle: list[ov.InferRequest] = []
 
     def run(self, images: Pixels) -> tuple[Vectors, Vectors]:
         """See `Engine`."""
-        request: ov.InferRequest | None = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
-        # Copies: the request's own tensors are written again by this thread's next call.
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
         found = request.infer({0: images}, share_inputs=True)
-        return found[0].copy(), found[1].copy()
+        answer = found[0].copy(), found[1].copy()  # the request's own tensors are written again by its next call
+        self._idle.append(request)
+        return answer
 
 
 class TorchEngine:

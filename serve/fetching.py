@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPException
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -65,11 +66,11 @@ def resolve_public(host: str, port: int) -> str:
 
 
 class Fetcher:
-    """Fetches photos: `fetcher(address)` gives the bytes.
+    """Fetches the photos of requests: `fetcher.begin()` gives what fetches those of one.
 
     Args:
-        size: the most bytes that are read.
-        seconds: for all of it: looking the host up, redirects, reading.
+        size: the most bytes that are read of each.
+        seconds: for all photos of a request: looking hosts up, redirects, reading.
         resolve: host and port to the one IP address to connect to; raises Refusal.
         port: the only port that is connected to.
         context: what certificates are checked with; the system's by default.
@@ -90,13 +91,16 @@ class Fetcher:
         self.port = port
         self.context = context
 
-    def __call__(self, address: str) -> bytes:
-        """The photo behind an address.
+    def begin(self) -> Callable[[str], bytes]:
+        """What fetches the photos of one request; its time runs from now."""
+        return partial(self.fetch, deadline=time.monotonic() + self.seconds)
+
+    def fetch(self, address: str, deadline: float) -> bytes:
+        """The photo behind an address, before a deadline of `time.monotonic`.
 
         Raises Refusal: 400 for an address that cannot be used or does not answer with a photo, 403 for
         one that is not public, 413 for too many bytes, 504 past the time.
         """
-        deadline = time.monotonic() + self.seconds
         for _ in range(REDIRECTS + 1):
             answer = self._visit(self._check(address), deadline)
             if isinstance(answer, bytes):
@@ -119,6 +123,8 @@ class Fetcher:
     def _visit(self, parts: SplitResult, deadline: float) -> bytes | str:
         """The bytes at one address, or where it redirects to."""
         host = str(parts.hostname)
+        if time.monotonic() >= deadline:  # of a list, those after the one that took it all are not even looked up
+            raise self._late()
         ip = self.resolve(host, self.port)
         timeout = deadline - time.monotonic()
         if timeout <= 0:
@@ -161,7 +167,7 @@ class Fetcher:
             raise Refusal(413, f"the photo has {size} bytes or more", f"a photo may have {self.size} bytes")
 
     def _late(self) -> Refusal:
-        return Refusal(504, f"the photo did not arrive within {self.seconds:g} s", "send the photo itself")
+        return Refusal(504, f"the photos did not arrive within {self.seconds:g} s", "send the photos themselves")
 
 
 @contextlib.contextmanager

@@ -64,9 +64,12 @@ def _invocations(limits: Limits) -> Schema:
     image: Schema = {"schema": {"type": "string", "format": "binary"}}
     content = dict.fromkeys(IMAGE_TYPES, image) | {JSON_TYPE: {"schema": {"anyOf": [_PHOTO, photos]}}}
     top_k = {"type": "integer", "minimum": 1, "maximum": 999_999}
+    parameters = {"top_k": top_k, "photo": {"type": "boolean"}}
     return {
         "summary": f"Classes of a photo, or of up to {limits.photos}.",
-        "parameters": [{"name": "top_k", "in": "query", "required": False, "schema": top_k}],
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in parameters.items()
+        ],
         "requestBody": {"required": True, "content": content},
         "responses": _responses("200", *_REFUSALS) | {"200": _answer()},
     }

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import numpy as np
+from simplejpeg import encode_jpeg  # type: ignore[import-untyped]
 
-from graft.environment import available_cores
 from graft.images import InputSpec, Pixels
 from serve.answers import Answer
+from serve.layout import Layout
 from serve.metrics import Metrics
 from serve.reading import Fetch, Limits, Photos, decode, read_photos
 from serve.refusals import Refusal
@@ -38,25 +40,6 @@ class Model(Protocol):
 
     def predict(self, images: Pixels) -> list[Answer]:
         """Answers for uint8 [B, S, S, 3]."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Threads: of the engine in all, its calls side by side, of decoding."""
-
-    threads: int
-    streams: int
-    decoders: int
-
-
-def lay_out(mode: str, threads: int | None, cores: int | None = None) -> Layout:
-    """Threads for `serve.mode` (latency or throughput) and `serve.threads` on the cores of this process.
-
-    docs/decisions/0017 has the measurements: more threads than cores cost throughput, never gain any.
-    """
-    cores = cores or available_cores()
-    threads = threads or cores
-    return Layout(threads, threads if mode == "throughput" else 1, decoders=cores)
 
 
 class Queue:
@@ -94,19 +77,33 @@ class Queue:
         executor = self._fetchers if fetch else self._decoders
         return await _run(executor, read_photos, body, content_type, limits, fetch)
 
-    async def answers(self, model: Model, photos: Sequence[bytes], limits: Limits) -> list[Answer]:
-        """What the model says of the photos. Raises Refusal where one cannot be decoded."""
+    async def answers(
+        self, model: Model, photos: Sequence[bytes], limits: Limits, *, shown: bool = False
+    ) -> list[Answer]:
+        """What the model says of the photos; with what it saw of them, where they are `shown`.
+
+        Raises:
+            Refusal: one of them cannot be decoded.
+        """
         with self.metrics.time("decode"):
             jobs = [_run(self._decoders, decode, photo, model.spec, limits) for photo in photos]
             pixels = np.stack(await asyncio.gather(*jobs))
         self.metrics.photos.observe(len(pixels))
         with self.metrics.time("infer"):
-            return await _run(self._engine, model.predict, pixels)
+            answers = await _run(self._engine, model.predict, pixels)
+        return await _run(self._decoders, _with_photos, answers, pixels) if shown else answers
 
     def close(self) -> None:
         """Let the threads go; what has not begun is dropped."""
         for executor in (self._decoders, self._engine, self._fetchers):
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _with_photos(answers: Sequence[Answer], pixels: Pixels) -> list[Answer]:
+    """The answers with the squares uint8 [B, S, S, 3] that they are about."""
+    encoded = (base64.b64encode(encode_jpeg(np.ascontiguousarray(square))).decode() for square in pixels)
+    urls = (f"data:image/jpeg;base64,{text}" for text in encoded)
+    return [replace(answer, photo=url) for answer, url in zip(answers, urls, strict=True)]
 
 
 async def _run(executor: Executor, function: Callable[..., T], *arguments: object) -> T:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import h11
@@ -16,63 +16,58 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.access import JsonLines
 from serve.app import Service, create_app
-from serve.fetching import Fetcher
+from serve.layout import lay_out
 from serve.metrics import Metrics
-from serve.model import ServedModel
-from serve.queue import Queue, lay_out
-from serve.reading import Limits
+from serve.queue import Model, Queue
+from serve.reading import Fetch, Limits
 
 if TYPE_CHECKING:
     from graft.config import ServeConfig
 
 # SageMaker kills 30 s after SIGTERM; what is inside has this long to be answered.
 DRAIN_SECONDS = 25
-# A head of a few hundred bytes that takes longer is held back on purpose.
-HEAD_SECONDS = 10.0
+# A head of a few hundred bytes, or the rest of a body that was refused, that takes longer is held back on purpose.
+PATIENCE_SECONDS = 10.0
+# Sockets that wait for a head cost memory too; beyond these requests are answered with uvicorn's own 503.
+CONNECTIONS = 1000
 FETCH_SECONDS = 10.0
 # Beyond the 60 s for which load balancers keep idle connections, so that they close first, not us.
 KEEP_ALIVE_SECONDS = 65
 
 
-def run(config: ServeConfig, bundle: Path) -> None:
-    """Serve a bundle, or an unpacked model.tar.gz, until SIGTERM or Ctrl-C; what is inside is answered first."""
+def run(config: ServeConfig, load: Callable[[], Model]) -> None:
+    """Serve what `load` gives until SIGTERM or Ctrl-C; what is inside is answered first."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    make_server(make_service(config, bundle), config.host, config.port).run()
+    make_server(make_service(config, load), config.host, config.port).run()
 
 
-def make_service(config: ServeConfig, bundle: Path) -> Service:
-    """What answers, with nothing loaded yet."""
+def make_service(config: ServeConfig, load: Callable[[], Model]) -> Service:
+    """What answers; `load` is called once it listens."""
     layout = lay_out(config.mode.value, config.threads)
     limits = Limits(body=config.max_bytes, pixels=config.max_pixels, photos=config.max_photos)
-
-    def load() -> ServedModel:
-        model = ServedModel.load(
-            bundle,
-            engine=config.engine.value,
-            precision=config.precision.value,
-            threads=layout.threads,
-            streams=layout.streams,
-        )
-        model.check_parity()  # sixteen photos: it warms the engine too
-        return model
-
     return Service(
         load=load,
         queue=Queue(config.queue, layout, Metrics()),
         limits=limits,
         deadline=config.deadline,
         top_k=config.top_k,
-        fetch=Fetcher(limits.body, FETCH_SECONDS) if config.allow_url else None,
+        begin_fetching=_fetching(limits) if config.allow_url else None,
     )
 
 
-def make_server(service: Service, host: str, port: int, head_seconds: float = HEAD_SECONDS) -> uvicorn.Server:
+def _fetching(limits: Limits) -> Callable[[], Fetch]:
+    from serve.fetching import Fetcher  # the client that it needs takes a while to import
+
+    return Fetcher(limits.body, FETCH_SECONDS).begin
+
+
+def make_server(service: Service, host: str, port: int, patience: float = PATIENCE_SECONDS) -> uvicorn.Server:
     """A server that is not running yet: `run` blocks, and ends on SIGTERM or once `should_exit` is set."""
 
     class Protocol(ImpatientProtocol):
-        seconds = head_seconds
+        seconds = patience
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -85,6 +80,7 @@ def make_server(service: Service, host: str, port: int, head_seconds: float = HE
             log_config=None,
             access_log=False,
             server_header=False,
+            limit_concurrency=CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
@@ -92,9 +88,13 @@ def make_server(service: Service, host: str, port: int, head_seconds: float = HE
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, that also closes connections whose request head does not come: it has no such limit."""
+    """uvicorn's HTTP/1.1, that also closes connections whose bytes do not come: it has no such limit.
 
-    seconds = HEAD_SECONDS
+    Waited for are the head of a request, and the rest of a body that was answered before it had come. A body that is
+    being read is the application's to wait for.
+    """
+
+    seconds = PATIENCE_SECONDS
     _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -103,17 +103,29 @@ class ImpatientProtocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Begin to wait with the first bytes of a head, and stop once it is whole."""
+        """Begin to wait with the first bytes of a head, and stop once what was waited for is whole."""
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        if self._is_owed():
             self._wait()
         else:
             self._stop()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for what is left of the body."""
+        super().on_response_complete()
+        if self._is_owed():
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop()
         super().connection_lost(exc)
+
+    def _is_owed(self) -> bool:
+        """Whether the client has begun what nobody but this protocol waits for."""
+        if self.conn.their_state is h11.IDLE:
+            return bool(self.conn.trailing_data[0])
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
 
     def _wait(self) -> None:
         if self._waiting is None:

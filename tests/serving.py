@@ -17,8 +17,9 @@ from PIL import Image
 from graft.images import InputSpec, Pixels
 from serve.answers import Answer
 from serve.app import Service
+from serve.layout import Layout
 from serve.metrics import Metrics
-from serve.queue import Layout, Queue
+from serve.queue import Queue
 from serve.reading import Limits
 from serve.server import make_server
 
@@ -80,12 +81,12 @@ def running(
     places: int = 8,
     deadline: float = 10.0,
     limits: Limits | None = None,
-    head_seconds: float = 10.0,
+    patience: float = 10.0,
 ) -> Iterator[Running]:
     """A server that has tried to load its model."""
     queue = Queue(places, Layout(threads=1, streams=1, decoders=2), Metrics())
     service = Service(load, queue, limits or Limits(body=100_000, pixels=1_000_000, frames=3, photos=4), deadline)
-    server = make_server(service, "127.0.0.1", 0, head_seconds)
+    server = make_server(service, "127.0.0.1", 0, patience)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

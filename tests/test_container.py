@@ -104,14 +104,15 @@ def provide(base: Path, host: str = "algo-1") -> None:
     folder = base / "input" / "config"
     folder.mkdir(parents=True)
     (folder / "hyperparameters.json").write_text("{}")
-    (folder / "resourceconfig.json").write_text(json.dumps({"current_host": host, "hosts": ["algo-2", "algo-1"]}))
+    resources = {"current_host": host, "hosts": ["algo-2", "algo-1"], "network_interface_name": "eth1"}
+    (folder / "resourceconfig.json").write_text(json.dumps(resources))
 
 
 def test_the_first_machine_by_name_leads(tmp_path: Path) -> None:
     provide(tmp_path, host="algo-2")
     container = read_container({"SAGEMAKER_BASE_DIR": str(tmp_path), "TMPDIR": "/scratch", "MASTER_PORT": "29500"})
     assert container.machines == Machines(count=2, rank=1, address="algo-1", port=29500)
-    assert container.scratch == Path("/scratch/graft-cache")
+    assert (container.scratch, container.interface) == (Path("/scratch/graft-cache"), "eth1")
     job = make_job(composed("data=folder", "data.root=s3://b/dogs", "run_dir=x"), Entry.train)
     config = job_config(job, container, {})
     assert config.trainer.num_nodes == 2

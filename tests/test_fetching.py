@@ -87,7 +87,7 @@ def test_every_spelling_of_a_private_host_is_refused(host: str) -> None:
 )
 def test_addresses_that_are_refused_by_their_look(address: str) -> None:
     with pytest.raises(Refusal, match=r"400: the address .* an address may be https://HOST/PATH"):
-        Fetcher(100, 1.0, resolve=lambda host, port: pytest.fail("resolved"))(address)
+        Fetcher(100, 1.0, resolve=lambda host, port: pytest.fail("resolved")).begin()(address)
 
 
 class Site(BaseHTTPRequestHandler):
@@ -160,7 +160,7 @@ def fetcher(site: tuple[int, Path], seconds: float = 5.0) -> Fetcher:
 
 @pytest.mark.parametrize("path", ["photo", "photo?size=1", "moved"])
 def test_a_photo_is_fetched(site: tuple[int, Path], path: str) -> None:
-    assert fetcher(site)(f"https://host:{site[0]}/{path}") == b"a photo"
+    assert fetcher(site).begin()(f"https://host:{site[0]}/{path}") == b"a photo"
 
 
 @pytest.mark.parametrize(
@@ -176,17 +176,27 @@ def test_a_photo_is_fetched(site: tuple[int, Path], path: str) -> None:
 )
 def test_a_host_that_misbehaves(site: tuple[int, Path], path: str, message: str) -> None:
     with pytest.raises(Refusal) as caught:
-        fetcher(site)(f"https://host:{site[0]}/{path}")
+        fetcher(site).begin()(f"https://host:{site[0]}/{path}")
     assert str(caught.value).startswith(message)
 
 
 def test_a_certificate_of_another_host_is_refused(site: tuple[int, Path]) -> None:
     with pytest.raises(Refusal, match="400: the host 'other' did not answer as it should: "):
-        fetcher(site)(f"https://other:{site[0]}/photo")
+        fetcher(site).begin()(f"https://other:{site[0]}/photo")
 
 
 def test_a_host_that_drips_is_cut_at_the_deadline(site: tuple[int, Path]) -> None:
     begun = time.monotonic()
-    with pytest.raises(Refusal, match=r"504: the photo did not arrive within 0\.5 s"):
-        fetcher(site, seconds=0.5)(f"https://host:{site[0]}/drip")
+    with pytest.raises(Refusal, match=r"504: the photos did not arrive within 0\.5 s"):
+        fetcher(site, seconds=0.5).begin()(f"https://host:{site[0]}/drip")
+    assert time.monotonic() - begun < 1.5
+
+
+def test_the_photos_of_a_request_share_its_time(site: tuple[int, Path]) -> None:
+    fetch = fetcher(site, seconds=0.5).begin()
+    assert fetch(f"https://host:{site[0]}/photo") == b"a photo"
+    begun = time.monotonic()
+    for path in ("drip", "photo"):  # the second would be there at once
+        with pytest.raises(Refusal, match=r"504: the photos did not arrive within 0\.5 s"):
+            fetch(f"https://host:{site[0]}/{path}")
     assert time.monotonic() - begun < 1.5

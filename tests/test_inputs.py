@@ -134,6 +134,7 @@ INPUTS: dict[str, Input] = {
     "empty JSON": (JSON_TYPE, b""),
     "JSON that is broken": (JSON_TYPE, b'{"image": '),
     "JSON nested 50000 deep": (JSON_TYPE, b"[" * 50_000),
+    "JSON list of 30000": (JSON_TYPE, b"[" + b",".join([b"{}"] * 30_000) + b"]"),
     "JSON nested 20 deep": (JSON_TYPE, b"[" * 20 + b"]" * 20),
     "JSON number of 5000 digits": (JSON_TYPE, b"9" * 5000),
     "JSON text": (JSON_TYPE, b'"photo"'),

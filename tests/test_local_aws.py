@@ -12,13 +12,11 @@ import pytest
 
 from graft.launcher.requests import endpoint_config_request, endpoint_request, model_request
 from tests.aws.account import upload
-from tests.aws.client import HERE, create, log_lines, script_request, send_photos, wait
+from tests.aws.client import HERE, log_lines, script_request, wait
 from tests.aws.server import BUCKET, LocalAws, running_aws
 from tests.aws.tuning import is_hopeless
 from tests.conftest import TOOLKIT
-from tests.pictures import draw_folder
 from tests.serving import wait_for
-from tests.training import TINY
 
 pytestmark = pytest.mark.toolkit
 
@@ -27,11 +25,6 @@ pytestmark = pytest.mark.toolkit
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAws]:
     with running_aws(tmp_path_factory.mktemp("aws"), TOOLKIT) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def photos(aws: LocalAws, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return send_photos(aws, draw_folder(tmp_path_factory.mktemp("photos") / "drawn"))
 
 
 def test_a_script_that_fails_tells_its_reason(aws: LocalAws) -> None:
@@ -245,22 +238,3 @@ def archived(aws: LocalAws, key: str) -> list[str]:
     packed = aws.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         return sorted(tar.getnames())
-
-
-@pytest.mark.slow
-def test_a_training_job_ends_with_logs_metrics_a_model_and_its_run(aws: LocalAws, photos: str) -> None:
-    client = create(aws, "whole", photos, TINY)
-    job = wait(client, "whole")
-    lines = log_lines(aws, "whole")
-    assert job["TrainingJobStatus"] == "Completed", "\n".join(lines)
-    statuses = [transition["Status"] for transition in job["SecondaryStatusTransitions"]]
-    assert statuses == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
-    metrics = {entry["MetricName"]: entry["Value"] for entry in job["FinalMetricDataList"]}
-    s3 = aws.client("s3")
-    run = json.loads(s3.get_object(Bucket=BUCKET, Key="graft/jobs/whole/checkpoints/run/metrics.json")["Body"].read())
-    assert metrics["valid/loss"] == pytest.approx(run["valid/loss"], abs=1e-6)
-    assert sum("graft valid/loss=" in line for line in lines) == 4  # three epochs, and the end
-    place = job["ModelArtifacts"]["S3ModelArtifacts"]
-    assert place == f"{HERE.uri('jobs')}/whole/output/model.tar.gz"
-    names = archived(aws, place.removeprefix(f"s3://{BUCKET}/"))
-    assert {"manifest.json", "network.xml", "network.bin", "code/inference.py"} <= set(names)

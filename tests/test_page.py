@@ -42,7 +42,7 @@ def page(browser_page: Page, server: Running) -> Iterator[Page]:
     browser_page.goto(home)
     yield browser_page
     assert complaints == []
-    assert all(url.startswith((home, "blob:" + home)) for url in requested)
+    assert all(url.startswith((home, "blob:" + home, "data:image/jpeg;")) for url in requested), requested
     assert browser_page.evaluate("document.documentElement.scrollWidth") <= 360
     if folder := os.environ.get("GRAFT_SCREENSHOTS"):
         name = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].partition(" ")[0]
@@ -90,6 +90,20 @@ def test_an_address_goes_by_the_keyboard(page: Page) -> None:
     page.keyboard.type("https://host/dog.jpg")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("start the server with serve.allow_url=true")
+
+
+def test_a_photo_of_an_address_is_shown_as_the_server_fetched_it(
+    page: Page, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.service, "begin_fetching", lambda: lambda address: photo("blue", size=(300, 200)))
+    page.fill("#url", "https://host/dog.jpg")
+    page.get_by_role("button", name="Look at it").click()
+    expect(page.get_by_role("heading", name="blue", exact=True)).to_be_visible()
+    expect(page.locator("#photo")).to_be_visible()
+    assert page.evaluate("document.getElementById('photo').naturalWidth") == 32  # of the model's square
+    choose(page, photo("red", size=(300, 200)))
+    expect(page.get_by_role("heading", name="red", exact=True)).to_be_visible()
+    assert page.evaluate("document.getElementById('photo').naturalWidth") == 300
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])

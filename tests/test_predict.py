@@ -12,8 +12,7 @@ import pytest
 
 from graft.errors import ConfigError, DataError
 from serve.__main__ import main
-from serve.arguments import read_arguments
-from serve.checking import bundle_of
+from serve.arguments import bundle_of, read_arguments
 from serve.predicting import find_photos
 
 
@@ -76,7 +75,7 @@ def test_check_says_that_a_model_is_whole(packed_run: Path, capsys: pytest.Captu
         (["pack", "output"], "output is not accepted; accepted: run_dir=PATH, output=PATH, serve.KEY=VALUE"),
         (["predict"], "no photo is given; accepted: PHOTO..., or a folder of photos"),
         (["predict", "a.jpg", "--csv"], "--csv is not accepted; accepted: bundle=PATH, output=PATH, --json"),
-        (["check", "bundle=nowhere"], "nowhere is no model bundle: manifest.json cannot be read"),
+        (["check", "bundle=nowhere"], "bundle=nowhere does not exist; accepted is a run's bundle/ or a model.tar.gz"),
         (["check", "serve.precision=fp16"], "serve.precision=fp16: accepted is auto, fp32, bf16 or int8"),
         (["check", "serve.thread=2"], "serve.thread is not a key of the configuration; the nearest: serve.threads"),
     ],

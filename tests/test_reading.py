@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -77,12 +78,24 @@ def test_a_refused_type_names_what_is_accepted() -> None:
     }
 
 
+@pytest.mark.parametrize("document", [b"{},", b"[],", b'"",', b"1.5,", b'{"a":1},', b"[["])
+def test_json_of_many_values_is_refused_before_they_take_memory(document: bytes) -> None:
+    body = b"[" + document * (6_000_000 // len(document)) + b"1]"
+    tracemalloc.start()
+    with pytest.raises(Refusal, match=r"400: the JSON has \d+ values or more; JSON may have 3200 values; JSON may be"):
+        read_photos(body, "application/json", LIMITS, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
 @pytest.mark.parametrize(
     ("document", "status", "problem"),
     [
         (b"{", 400, "the body is not JSON: Expecting property name"),
         (b"\xff\xfe\xff", 400, "the body is not JSON"),
-        (b"[" * 200_000, 400, "the JSON is nested too deeply"),
+        (b"[" * 3000, 400, "the JSON is nested too deeply"),
+        (b"[" * 3201, 400, "the JSON has 3201 values or more"),
         (b"[]", 400, "the list is empty"),
         (b"[" + b"1," * 32 + b"1]", 400, "the list has 33 entries"),
         (b"3", 400, "the JSON is a number"),

@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import io
 import json
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from graft.errors import RunError
-from serve.queue import Layout, lay_out
+from serve.layout import Layout, lay_out
 from tests.serving import ColourModel, Running, photo, running, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +53,18 @@ def test_logits_and_csv_by_accept(colours: Running) -> None:
     _, table, headers = colours.ask(body=photo("blue", "PNG"), accept="text/csv")
     assert headers["content-type"].startswith("text/csv")
     assert table.splitlines()[1].startswith(b"0,1,blue,2,")
+
+
+def test_what_the_model_saw_is_sent_along_where_it_is_asked_for(colours: Running) -> None:
+    answer = json.loads(colours.ask("/invocations?photo=true", photo("blue"))[1])
+    kind, _, data = answer["photo"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    seen = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert seen.size == (32, 32)
+    assert seen.getpixel((16, 16)) == pytest.approx((0, 0, 255), abs=3)
+    assert "photo" not in json.loads(colours.ask("/invocations?photo=false", photo("blue"))[1])
+    status, body, _ = colours.ask("/invocations?photo=1", photo("blue"))
+    assert (status, json.loads(body)["error"]["accepted"]) == (400, "photo may be true or false")
 
 
 def test_boto3s_path_is_answered_too(colours: Running) -> None:
@@ -130,8 +145,40 @@ def test_a_client_that_drips_its_body_loses_its_place() -> None:
 
 
 def test_a_client_that_drips_its_head_is_cut_off() -> None:
-    with running(head_seconds=0.2) as server, raw(server, b"POST /invoc") as client:
+    with running(patience=0.2) as server, raw(server, b"POST /invoc") as client:
         assert client.recv(1000) == b""
+
+
+def test_a_client_that_drips_on_after_its_answer_is_cut_off() -> None:
+    head = b"POST /invocations HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n"
+    with running(patience=0.3) as server, raw(server, head) as client:
+        assert client.recv(1000).startswith(b"HTTP/1.1 413")
+        client.settimeout(0.05)
+        wait_for(lambda: is_closed_to_drops(client), seconds=5)
+
+
+def is_closed_to_drops(client: socket.socket) -> bool:
+    try:
+        client.sendall(b"x")
+        return client.recv(1000) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_client_that_sends_the_rest_of_a_refused_body_keeps_its_connection() -> None:
+    body = bytes(200_000)
+    head = b"POST /invocations HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running(patience=0.5) as server, raw(server, head) as client:
+        answer = b""
+        while not answer.endswith(b"}}"):
+            answer += client.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 413")
+        client.sendall(body)
+        time.sleep(0.7)  # longer than the patience: it owes nothing any more
+        client.sendall(b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
 
 
 def test_a_client_that_goes_away_frees_its_place_before_the_model_is_done() -> None:
@@ -177,8 +224,9 @@ def test_threads_follow_the_mode_and_the_cores() -> None:
 STARTED_BY_ITSELF = """
 from tests.serving import ColourModel
 from serve.app import Service
+from serve.layout import Layout
 from serve.metrics import Metrics
-from serve.queue import Layout, Queue
+from serve.queue import Queue
 from serve.reading import Limits
 from serve.server import make_server
 

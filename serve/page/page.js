@@ -11,7 +11,9 @@ async function ask(body, type, picture) {
   part("error").textContent = "";
   part("busy").textContent = "Looking at the photo…";
   try {
-    const response = await fetch("invocations", { method: "POST", headers: { "Content-Type": type }, body });
+    // Of an address, the server sends back what it saw: this page asks nobody else for it.
+    const path = picture ? "invocations" : "invocations?photo=true";
+    const response = await fetch(path, { method: "POST", headers: { "Content-Type": type }, body });
     const answer = await response.json();
     if (question !== asked) return;
     if (response.ok) show(answer, picture);
@@ -26,8 +28,7 @@ async function ask(body, type, picture) {
 function show(answer, picture) {
   if (shown) URL.revokeObjectURL(shown);
   shown = picture ? URL.createObjectURL(picture) : null;
-  part("photo").hidden = !picture;
-  if (shown) part("photo").src = shown;
+  part("photo").src = shown ?? answer.photo;
   part("verdict").textContent = verdict(answer);
   part("guesses").replaceChildren(...answer.predictions.map(bar));
   part("result").hidden = false;

@@ -292,7 +292,9 @@ def network_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         for path in (network, network.with_suffix(".bin")):
-            digest.update(path.read_bytes())
+            with path.open("rb") as file:
+                while part := file.read(1 << 20):  # in parts: a server has no memory for a second copy
+                    digest.update(part)
     except OSError as error:
         raise RunError(f"{error.filename} cannot be read ({error.strerror}); pack the run again") from error
     return digest.hexdigest()

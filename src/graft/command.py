@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
@@ -30,6 +31,9 @@ from yaml import YAMLError
 from graft.config import GROUPS, Config, check_value, knobs, unknown_key, wrong_value
 from graft.errors import ConfigError
 from graft.storage import is_remote
+
+# The first of the defaults list in conf/config.yaml.
+ConfigStore.instance().store(name="schema", node=Config)
 
 # Flags that print something and run nothing; the first three know nothing of graft's configuration.
 _FLAGS_OF_HYDRA = {"--hydra-help", "--shell-completion", "-sc"}
@@ -290,9 +294,9 @@ def _typed(key: str, value: Any) -> Any:
     section = OmegaConf.structured(GROUPS.get(group, Config))
     try:
         section[name] = value
+        typed = OmegaConf.select(section, name)
     except OmegaConfBaseException as error:
         raise wrong_value(key, value) from error
-    typed = OmegaConf.select(section, name)
     return OmegaConf.to_object(typed) if OmegaConf.is_config(typed) else typed
 
 

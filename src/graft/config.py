@@ -1,6 +1,7 @@
 """Every knob of graft: typed, documented, range-checked; nothing here imports torch.
 
-Hydra composes a tree, `parse` turns it into a `Config`; graft.command reads the command line before that.
+Hydra composes a tree, `parse` turns it into a `Config`; graft.command reads the command line before that. Hydra and
+OmegaConf are imported by the functions that need them: a server reads the schema without them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from enum import Enum, EnumMeta
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
-
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from graft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
 
 
 class DataKind(Enum):
@@ -401,6 +401,15 @@ class ServeConfig:
     max_pixels: int = knob(50_000_000, "width x height of a photo", least=1)
     max_photos: int = knob(32, "photos in a request", least=1)
     allow_url: bool = knob(False, "whether addresses in requests are fetched; https and public hosts only")
+    instance_type: str = knob("ml.m5.large", "SageMaker's name of the machine that `serve deploy` rents")
+    image: str | None = knob(
+        None, "URI of the endpoint's container; null: AWS's for PyTorch 2.6, the last that serves (extra aws)"
+    )
+    ttl: str = knob("24h", "after so long an endpoint deletes itself: 2h, 3d, at least 1h; none: never")
+    ttl_role: str | None = knob(
+        None, "ARN of the role under which that happens; null: graft-endpoint-ttl, which deploy makes"
+    )
+    plan: bool = knob(False, "true: deploy prints what it would create and what that costs; nothing is sent")
 
 
 @dataclass
@@ -447,8 +456,6 @@ class Config:
         return self.features.enabled and self.model.unfreeze == "head"
 
 
-ConfigStore.instance().store(name="schema", node=Config)
-
 # One field of Config per directory of conf/, but for experiment/.
 GROUPS = {name: hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
 
@@ -463,6 +470,9 @@ def parse(tree: DictConfig) -> Config:
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or data.root is missing.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
         merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
@@ -486,6 +496,9 @@ def parse(tree: DictConfig) -> Config:
 
 def sweep_member() -> Path | None:
     """The directory of this run below that of its sweep; None for a run of its own."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num)
@@ -497,6 +510,9 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or range.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     tree = OmegaConf.structured(config)
     for key, value in values.items():
         try:
@@ -510,6 +526,8 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `overrides_from` reads back."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 

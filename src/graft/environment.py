@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,8 @@ def _git(*command: str) -> str | None:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # with its parsers the slowest to import of all here
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -39,7 +39,7 @@ class Served(nn.Module):
 
 def convert(predictor: Predictor) -> ov.Model:
     """The network of a bundle in OpenVINO, fp32, for any number of images at a time."""
-    import openvino as ov
+    from openvino.tools.ovc import convert_model
 
     spec = predictor.manifest.input
     network = Served(predictor.backbone, predictor.head, spec.mean, spec.std).eval()
@@ -48,7 +48,7 @@ def convert(predictor: Predictor) -> ov.Model:
     with torch.no_grad(), warnings.catch_warnings():
         # OpenVINO 2026.4 traces with what torch 2.14 advises against; nobody here can change that.
         warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
-        model = ov.convert_model(network, example_input=example)
+        model = convert_model(network, example_input=example)
     model.reshape([-1, spec.image_size, spec.image_size, 3])
     for output, name in zip(model.outputs, OUTPUTS, strict=True):
         output.get_tensor().set_names({name})

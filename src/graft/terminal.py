@@ -54,6 +54,19 @@ def progress_bar(title: str, total: int, shown: bool = True, unit: str = "images
         yield lambda count: progress.advance(task, count)
 
 
+@contextmanager
+def status_line(text: str) -> Iterator[Callable[[str], None]]:
+    """A line at the foot of the terminal; yields the function that rewrites it. Without a terminal there is none."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(text) as line:
+        yield lambda text: line.update(text)
+
+
 def _rate_column(unit: str) -> ProgressColumn:
     from rich.progress import ProgressColumn, Task
     from rich.text import Text

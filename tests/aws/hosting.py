@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import socket
-import sys
 import tarfile
 import threading
 import time
@@ -14,22 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.aws.account import ACCOUNT, LogStream, arn, check_role, environment, list_objects, split_uri
+from tests.aws.containers import own_server
 from tests.aws.listing import paged
-from tests.aws.process import Job
 from tests.aws.rejections import Rejection, invalid
 
 Request = Mapping[str, Any]
-# Of an unpacked model, folder and port: the command that answers on that port.
-Serve = Callable[[str, Path, int], list[str]]
-
-LONGEST_START_S = 240.0
 LONGEST_ANSWER_S = 60.0  # "A customer's model containers must respond to requests within 60 seconds."
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def own_server(image: str, model: Path, port: int) -> list[str]:
-    """Our own container's command, whatever the image."""
-    return [sys.executable, "-m", "serve", "local", f"bundle={model}", f"serve.port={port}"]
 
 
 @dataclass
@@ -41,8 +29,7 @@ class Endpoint:
         config: its configuration's request.
         model: its model's request.
         url: of the local AWS.
-        folder: for the unpacked model.
-        serve: gives the command of its container.
+        folder: stands for its container's /opt/ml.
     """
 
     request: Request
@@ -50,14 +37,12 @@ class Endpoint:
     model: Request
     url: str
     folder: Path
-    serve: Serve
     created: float = field(default_factory=time.time)
     changed: float = field(default_factory=time.time)
     status: str = "Creating"
     failure: str = ""
     port: int = 0
     deleted: threading.Event = field(default_factory=threading.Event)
-    process: Job | None = None
     thread: threading.Thread | None = None
 
     @property
@@ -82,20 +67,26 @@ class Endpoint:
 
     def _run(self) -> None:
         log = LogStream(self.url, self.log_group, f"{self.variant}/i-0123456789abcdef0")
-        self.port = _free_port()
-        model = self.folder / "model"
-        self._unpack(model)
+        self._unpack(self.folder / "model")
         container = self.model["PrimaryContainer"]
-        own = {"SAGEMAKER_BASE_DIR": str(self.folder), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-        environ = {**environment(self.url), **own, **container.get("Environment", {})}
-        command = self.serve(container["Image"], model, self.port)
-        self.process = Job(command, self.folder, environ, "SAGEMAKER_BASE_DIR", log.write)
+        environ = {**environment(self.url), **container.get("Environment", {})}
         try:
-            self._settle("InService" if self._answers(log) else "Failed")
-            while not self.deleted.wait(0.2):
-                log.flush()
-        finally:
-            self.process.end()
+            with own_server(self.folder, environ, log.write, self.deleted) as self.port:
+                self._settle("InService")
+                self._wait(log)
+        except TimeoutError:
+            self.failure = (
+                f"The primary container for production variant {self.variant} did not pass the ping health check. "
+                "Please check CloudWatch logs for this endpoint."
+            )
+            self._settle("Failed")
+            self._wait(log)
+        log.flush()
+
+    def _wait(self, log: LogStream) -> None:
+        """Until it is deleted."""
+        log.flush()
+        while not self.deleted.wait(0.2):
             log.flush()
 
     def _unpack(self, model: Path) -> None:
@@ -108,24 +99,6 @@ class Endpoint:
         with tarfile.open(archive) as tar:
             tar.extractall(model, filter="data")
 
-    def _answers(self, log: LogStream) -> bool:
-        """Whether the container passes its health check in time."""
-        assert self.process is not None
-        end = time.monotonic() + LONGEST_START_S
-        while time.monotonic() < end and self.process.exit_code is None and not self.deleted.is_set():
-            log.flush()
-            try:
-                if self._ask("GET", "/ping", b"", {}, 2.0)[0] == 200:
-                    return True
-            except OSError:
-                pass
-            time.sleep(0.1)
-        self.failure = (
-            f"The primary container for production variant {self.variant} did not pass the ping health check. "
-            "Please check CloudWatch logs for this endpoint."
-        )
-        return False
-
     def _settle(self, status: str) -> None:
         self.status, self.changed = status, time.time()
 
@@ -133,25 +106,13 @@ class Endpoint:
         """Ask its container; status, body and headers of the answer."""
         if self.status != "InService":
             raise Rejection("ValidationError", f"Endpoint {self.name} of account {ACCOUNT} is not in service.")
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONGEST_ANSWER_S)
         try:
-            return self._ask("POST", "/invocations", body, headers, LONGEST_ANSWER_S)
-        except OSError:
-            message = (
-                f"Received server error (0) from {self.variant} with message "
-                '"Your invocation timed out while waiting for a response from container". '
-            )
-            return 0, message.encode(), {}
-
-    def _ask(
-        self, method: str, path: str, body: bytes, headers: Mapping[str, str], seconds: float
-    ) -> tuple[int, bytes, Mapping[str, str]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
-        try:
-            connection.request(method, path, body, dict(headers))
+            connection.request("POST", "/invocations", body, dict(headers))
             response = connection.getresponse()
             return response.status, response.read(), dict(response.getheaders())
-        except http.client.HTTPException as error:
-            raise OSError(str(error)) from error
+        except (OSError, http.client.HTTPException):
+            return 0, b"Your invocation timed out while waiting for a response from container", {}
         finally:
             connection.close()
 
@@ -180,18 +141,11 @@ class Endpoint:
         return known | ({"FailureReason": self.failure} if self.failure else {})
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @dataclass
 class Hosting:
     """What an account hosts: requests and endpoints by name."""
 
     folder: Path
-    serve: Serve = own_server
     url: str = ""
     tags: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -242,7 +196,7 @@ class Hosting:
         model = self.models[config["ProductionVariants"][0]["ModelName"]]
         self._started += 1
         folder = self.folder / f"endpoint-{self._started}"
-        endpoint = Endpoint(request, config, model, self.url, folder, self.serve)
+        endpoint = Endpoint(request, config, model, self.url, folder)
         self.endpoints[name] = endpoint
         self.tags[arn("endpoint", name)] = list(request.get("Tags", []))
         endpoint.start()

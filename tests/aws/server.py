@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.aws.account import client
-from tests.aws.hosting import Hosting, Serve, own_server
+from tests.aws.hosting import Hosting
 from tests.aws.rejections import Rejection
 from tests.aws.sagemaker import SageMaker, check_request
 
@@ -92,20 +92,19 @@ def answer(
 
 
 @contextmanager
-def running_aws(folder: Path, program: Path, port: int = 0, serve: Serve = own_server) -> Iterator[LocalAws]:
+def running_aws(folder: Path, program: Path, port: int = 0) -> Iterator[LocalAws]:
     """A local AWS with a role and a bucket in it; whatever it started ends with it.
 
     Args:
         folder: where jobs and endpoints have their files.
         program: the `train` of an environment with SageMaker's toolkit.
         port: to listen on; 0 for a free one.
-        serve: gives the command of an endpoint's container.
     """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    sagemaker = SageMaker(folder, program, Hosting(folder, serve))
+    sagemaker = SageMaker(folder, program, Hosting(folder))
     front = Front(sagemaker, DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", port, front, threaded=True, request_handler=MotoRequestHandler)
     sagemaker.listen_at(f"http://127.0.0.1:{server.server_port}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -191,29 +192,37 @@ class TrainingJob:
         return str(self.request.get("HyperParameters", {}).get("_tuning_objective_metric", ""))
 
     def _watch(self, streams: list[LogStream], checkpoints: list[Kept]) -> str:
-        assert self.began is not None
-        end = self.began + self.request["StoppingCondition"].get("MaxRuntimeInSeconds", 86_400)
-        keep, told, outcome = time.monotonic() + KEEP_S, 0.0, ""
-        while any(machine.exit_code is None for machine in self.machines):
+        outcome, deadline, keep = "", math.inf, time.monotonic() + KEEP_S
+        while self._goes_on(deadline):
             time.sleep(TURN_S)
             for stream in streams:
                 stream.flush()
-            if self.interrupting.is_set():
-                return "interrupted"
             if time.monotonic() > keep:
                 for kept in checkpoints:
                     kept.send()
                 keep = time.monotonic() + KEEP_S
-            if not told and (self.stopping.is_set() or time.time() > end):
-                outcome, told = "stopped" if self.stopping.is_set() else "too long", time.monotonic()
+            if not outcome and (outcome := self._told_to_end()):
+                deadline = time.monotonic() + self.grace_s
                 for process in self._processes():
                     process.terminate()
-            if told and time.monotonic() > told + self.grace_s:
-                break
-            if any(machine.exit_code for machine in self.machines):
-                break  # one machine that fails ends the job
+        if self.interrupting.is_set():
+            return "interrupted"
         failed = any(machine.exit_code for machine in self.machines)
         return outcome or ("failed" if failed else "completed")
+
+    def _goes_on(self, deadline: float) -> bool:
+        """Whether the machines are to be left alone: one that fails ends the job."""
+        codes = [machine.exit_code for machine in self.machines]
+        ends = self.interrupting.is_set() or any(codes) or time.monotonic() > deadline
+        return not ends and any(code is None for code in codes)
+
+    def _told_to_end(self) -> str:
+        """Why the job is to end before it has: stopped, or too long; empty where it is not."""
+        assert self.began is not None
+        if self.stopping.is_set():
+            return "stopped"
+        longest = self.request["StoppingCondition"].get("MaxRuntimeInSeconds", 86_400)
+        return "too long" if time.time() > self.began + longest else ""
 
     def _reason(self) -> str:
         for machine in self.machines:

@@ -92,12 +92,13 @@ class OpenVinoEngine:
 
     def __init__(self, network: Normalised, precision: str, shape: tuple[int, ...], receive: Receive) -> None:
         import openvino as ov
+        from openvino.tools.ovc import convert_model
 
         example = torch.zeros((1, *shape[1:]), dtype=torch.uint8)
         with torch.no_grad(), warnings.catch_warnings():
             # OpenVINO 2026.4 traces with what torch 2.14 advises against; nobody here can change that.
             warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
-            model = ov.convert_model(network, example_input=example)
+            model = convert_model(network, example_input=example)
         model.reshape(list(shape))
         hints = {
             "PERFORMANCE_HINT": "THROUGHPUT",

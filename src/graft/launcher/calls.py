@@ -95,7 +95,8 @@ def message_of(error: CloudError) -> str:
 def is_absent(error: CloudError) -> bool:
     """Whether the service says that there is no such thing: it does so in several ways."""
     return code_of(error) in ("ResourceNotFound", "ResourceNotFoundException") or (
-        code_of(error) == "ValidationException" and "not found" in message_of(error).lower()
+        code_of(error) == "ValidationException"
+        and any(words in message_of(error).lower() for words in ("not found", "could not find"))
     )
 
 

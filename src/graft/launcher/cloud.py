@@ -126,6 +126,9 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
         say(planned_and_actual(ticket))
         note_on_page(ticket, run_dir / "report.html")
+    elif ticket.state == "Stopped":
+        say(ended_badly(ticket, run_dir))  # the trials that ended are read all the same
+        return ticket
     if ticket.state != "Completed":
         raise CloudError(ended_badly(ticket, run_dir))
     if ticket.entry == Entry.train.name and ticket.kind == "training":

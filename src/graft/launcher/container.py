@@ -49,12 +49,14 @@ class Container:
         scratch: folder for what need not outlive the machine.
         hyperparameters: name -> text.
         machines: of the job, the first of which leads.
+        interface: of the network between them.
     """
 
     base: Path
     scratch: Path
     hyperparameters: dict[str, str]
     machines: Machines
+    interface: str = "eth0"
 
     @property
     def failure(self) -> Path:
@@ -83,6 +85,7 @@ def read_container(environment: Mapping[str, str] = os.environ) -> Container:
             address=hosts[0],
             port=int(environment.get("MASTER_PORT", PORT)),
         ),
+        interface=resources["network_interface_name"],
     )
 
 
@@ -119,6 +122,8 @@ def run_job(folder: Path, work: Mapping[Entry, Work]) -> None:
         job = read_job(folder / JOB_FILE)
         config = job_config(job, container)
         if config.processes > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            for library in ("NCCL", "GLOO"):  # the toolkit sets it for those that it starts itself
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", container.interface)
             run_together(sys.argv[:1], config.trainer.devices, container.machines)
             return
         tell(work[job.entry](config, job.overrides, container.model))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from graft.launcher.calls import client, explained, is_passing
 from graft.launcher.logs import JobLog
 from graft.launcher.status import Status, ask
 from graft.launcher.ticket import Ticket, write_ticket
-from graft.terminal import say
+from graft.terminal import say, status_line
 
 _LONGEST_PAUSE_S = 10.0
 _GIVE_UP_S = 600.0  # AWS not answering for so long ends the watching, not the job
@@ -114,7 +113,7 @@ def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Callable[[f
     """The state in which the job ended."""
     shown = ""
     started = time.monotonic()
-    with _status_line() as line:
+    with status_line("asking SageMaker") as line:
         while True:
             status = ask_patiently(ticket, run_dir, pause)
             if status.phase != shown:
@@ -167,16 +166,3 @@ def _wants_to_go_on(ticket: Ticket, run_dir: Path) -> bool:
         say(how_to_follow(ticket, run_dir))
         return False
     return True
-
-
-@contextmanager
-def _status_line() -> Iterator[Callable[[str], None]]:
-    """A line at the foot of the terminal that tells how far the job is; without a terminal there is none."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    with console.status("asking SageMaker") as line:
-        yield lambda text: line.update(text)

@@ -23,10 +23,10 @@ from graft.launcher.requests import (
     checkpoints_uri,
     source_uri,
     training_job_request,
-    tuning_job_request,
 )
 from graft.launcher.source import pack_source
 from graft.launcher.ticket import Ticket, write_ticket
+from graft.launcher.tuning import tuning_job_request
 from graft.launcher.validation import check_request
 from graft.s3 import S3Store
 from graft.terminal import say

@@ -1,0 +1,155 @@
+"""`python -m serve deploy` and `delete`: an endpoint of SageMaker, its price known before, and nothing left after."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from graft.artifacts import read_manifest
+from graft.config import Config
+from graft.errors import CloudError, ConfigError
+from graft.launcher.account import account_of, found_region, missing
+from graft.launcher.job import Entry
+from graft.launcher.prices import read_prices
+from graft.launcher.submit import check_bucket
+from graft.storage import local_path
+from graft.terminal import say
+from serve.archive import opened
+from serve.endpoint_arguments import EndpointArguments, read_endpoint_arguments
+from serve.endpoint_creation import log_group, make_endpoint
+from serve.endpoint_image import find_serving_image
+from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
+from serve.endpoint_removal import remove_all, what_remains
+from serve.endpoint_requests import DEPLOYMENT, FOLDER, TTL_ROLE, Deployment, Kind, Resource, parts_of
+from serve.endpoint_resources import check_absent, describe
+
+
+def deploy(argv: Sequence[str]) -> None:
+    """Make an endpoint of a trained model, and call it good once it has answered the parity samples as it must.
+
+    Raises:
+        ConfigError: something is missing, not accepted, above the budget, or the name is taken.
+        GraftError: it failed; the message says why and what remains.
+    """
+    arguments = read_endpoint_arguments(argv, places=("run_dir", "bundle"))
+    config, name = arguments.config, arguments.endpoint
+    region = found_region(config)
+    prices = read_prices(local_path(config.features.cache_dir, "features.cache_dir"))
+    plan = make_endpoint_plan(config, name, prices, region)
+    lines = describe_endpoint(plan, config, prices, region)
+    if config.serve.plan:
+        print("\n".join(lines))
+        check_endpoint_budget(plan, config)
+        return
+    _require(config)
+    check_endpoint_budget(plan, config)
+    check_absent(parts_of(name), arguments.region, name)
+    archive = _archive_of(arguments)
+    for line in lines:
+        say(line)
+    with opened(archive) as bundle:
+        deployment = _deployment(arguments, plan, bundle)
+        check_bucket(deployment.account)
+        difference = make_endpoint(deployment, archive, bundle)
+    print(_deployed(deployment, plan, difference))
+
+
+def delete(argv: Sequence[str]) -> None:
+    """Remove an endpoint and all that belongs to it; where nothing of it is there, that is said and no error.
+
+    Raises:
+        CloudError: something could not be removed; the message says what, and whether it is billed.
+    """
+    arguments = read_endpoint_arguments(argv)
+    name, region = arguments.endpoint, arguments.region
+    found = _found(name, region)
+    if not found:
+        print(f"nothing of endpoint {name} is there in {region}, and nothing of it is billed")
+        return
+    say(f"deleting {', '.join(str(resource) for resource in found)}")
+    try:
+        left = remove_all(found, region)
+    except KeyboardInterrupt:
+        say(f"\nstopped; {what_remains(dict.fromkeys(found, 'perhaps'), name)}")
+        raise
+    if left:
+        raise CloudError(what_remains(left, name))
+    print(f"deleted: {', '.join(str(resource) for resource in found)}; nothing of it is billed any more")
+    print(
+        f"remains: the log {log_group(name)} (`aws logs delete-log-group --log-group-name {log_group(name)}`), and the "
+        f"role {TTL_ROLE}, which costs nothing and serves other endpoints"
+    )
+
+
+def _require(config: Config) -> None:
+    """Refuse to deploy without an account."""
+    lines = missing(config, Entry.train)
+    if lines:
+        raise ConfigError(
+            "python -m serve deploy needs:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nserve.plan=true needs none of it: it sends nothing and says what would be created and its price"
+        )
+
+
+def _archive_of(arguments: EndpointArguments) -> Path:
+    """bundle=FILE, or what is packed of run_dir=PATH."""
+    places = arguments.other.places
+    if ("run_dir" in places) == ("bundle" in places):
+        raise ConfigError("give run_dir=PATH, whose model is packed, or bundle=PATH of a model.tar.gz, one of the two")
+    if "run_dir" in places:
+        from serve.packing import pack
+
+        archive = places["run_dir"] / "model.tar.gz"
+        pack([f"run_dir={places['run_dir']}", f"serve.precision={arguments.config.serve.precision.value}"])
+        return archive
+    archive = places["bundle"]
+    if not archive.is_file():
+        raise ConfigError(
+            f"bundle={archive}: accepted is a model.tar.gz; of a run, give run_dir=PATH, and it is packed"
+        )
+    return archive
+
+
+def _deployment(arguments: EndpointArguments, plan: EndpointPlan, bundle: Path) -> Deployment:
+    config = arguments.config
+    packed = read_manifest(bundle).export
+    if packed is None:
+        raise ConfigError(f"bundle={bundle} was not packed; accepted is what `python -m serve pack` wrote")
+    now = datetime.now(UTC)
+    number = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    account = account_of(config, find_serving_image(config, arguments.region))
+    account = replace(account, tags=(*account.tags, (DEPLOYMENT, number)))
+    until = None if plan.hours is None else now + timedelta(hours=plan.hours)
+    return Deployment(arguments.endpoint, number, account, config.serve, packed.precision, until)
+
+
+def _deployed(deployment: Deployment, plan: EndpointPlan, difference: float) -> str:
+    name, region = deployment.name, deployment.account.region
+    cost = "at an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:g} an hour"
+    end = "until it is deleted" if deployment.until is None else f"until {deployment.until:%Y-%m-%d %H:%M} UTC"
+    return (
+        f"endpoint {name} is in service in {region} and reproduces the parity samples (they differ by {difference:.1g})\n"
+        f"billed: {cost} {end}\n"
+        f"next: python -m serve predict PHOTO endpoint={name}\n"
+        f"end it: python -m serve delete endpoint={name}"
+    )
+
+
+def _found(name: str, region: str) -> list[Resource]:
+    """What is there of an endpoint."""
+    found = []
+    for resource in parts_of(name):
+        answer = describe(resource, region)
+        if answer is None:
+            continue
+        found.append(resource)
+        if resource.kind is Kind.model:
+            uri = str(answer.get("PrimaryContainer", {}).get("ModelDataUrl", ""))
+            # Never what lies elsewhere: a model that was not deployed from here is no business of ours.
+            if f"/{FOLDER}/{name}/" in uri:
+                found.append(Resource(Kind.archive, uri))
+    return found

@@ -1,0 +1,131 @@
+"""Making an endpoint: everything is checked first, and what was begun is taken back where anything goes wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from graft.errors import CloudError, ConfigError, GraftError
+from graft.launcher.calls import is_passing
+from graft.launcher.packing import file_md5
+from graft.launcher.validation import check_request
+from graft.s3 import S3Store
+from graft.terminal import say, status_line
+from serve.endpoint_parity import check_endpoint
+from serve.endpoint_removal import remove_all, what_remains
+from serve.endpoint_requests import Deployment, Kind, Resource, Step, steps_of
+from serve.endpoint_resources import LONGEST_PAUSE_S, Pause, create, describe, make_ttl_role
+
+GIVE_UP_S = 600.0  # AWS not answering for so long is no passing fault
+
+
+def make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:
+    """Create an endpoint and ask it for its parity samples; what was begun is removed where that fails.
+
+    Args:
+        deployment: what is to be.
+        archive: model.tar.gz.
+        bundle: the same, unpacked.
+
+    Returns:
+        The worst relative difference of the endpoint's logits from the parity samples'.
+
+    Raises:
+        GraftError: why it failed, and what remains.
+        KeyboardInterrupt: a person has stopped it; what remains has been said.
+    """
+    steps, region = list(steps_of(deployment)), deployment.account.region
+    for step in steps:
+        check_request(step.operation, step.request, step.service)
+    begun: list[Resource] = [deployment.archive]
+    try:
+        _send(archive, deployment.archive)
+        if deployment.until and not deployment.serve.ttl_role:
+            make_ttl_role(deployment.account)
+        for step in steps:
+            _begin(step, begun, deployment)
+        wait_for_endpoint(deployment.name, region)
+        say("asking the endpoint for the parity samples")
+        return check_endpoint(deployment.name, region, bundle, precision_of(deployment))
+    except KeyboardInterrupt:
+        say(f"\nstopped; {_rolled_back(begun, deployment)}")
+        raise
+    except GraftError as error:
+        raise type(error)(f"{error}\n{_rolled_back(begun, deployment)}") from error
+
+
+def precision_of(deployment: Deployment) -> str:
+    """What the endpoint computes in."""
+    given = deployment.serve.precision.value
+    return deployment.precision if given == "auto" else given
+
+
+def wait_for_endpoint(name: str, region: str, *, pause: Pause = time.sleep) -> None:
+    """Wait until an endpoint is in service.
+
+    Raises:
+        CloudError: its creation failed, it is gone, or AWS has not answered for ten minutes.
+    """
+    endpoint, started, heard = Resource(Kind.endpoint, name), time.monotonic(), time.monotonic()
+    with status_line("asking SageMaker") as line:
+        while True:
+            now = time.monotonic()
+            try:
+                answer = describe(endpoint, region)
+                heard = now
+            except CloudError as error:
+                if not is_passing(error) or now - heard > GIVE_UP_S:
+                    raise
+                say(f"{error}; still waiting")
+            else:
+                if answer is None:
+                    raise CloudError(f"{endpoint} is gone: somebody has deleted it")
+                if answer["EndpointStatus"] == "InService":
+                    return
+                if answer["EndpointStatus"] in ("Failed", "OutOfService"):
+                    raise CloudError(_failed(endpoint, str(answer.get("FailureReason", "no reason is given"))))
+                line(f"{endpoint}: {answer['EndpointStatus']}, {(now - started) / 60:.0f} min (usually 3 .. 10)")
+            pause(min(LONGEST_PAUSE_S, 0.5 + (now - started) / 30))
+
+
+def log_group(name: str) -> str:
+    """Of CloudWatch, where the container of an endpoint writes."""
+    return f"/aws/sagemaker/Endpoints/{name}"
+
+
+def _failed(endpoint: Resource, reason: str) -> str:
+    return f"{endpoint} failed: {reason.strip().rstrip('.')}; its container's log is {log_group(endpoint.name)}"
+
+
+def _begin(step: Step, begun: list[Resource], deployment: Deployment) -> None:
+    """Create something; it counts as begun before it is asked for, for an answer may get lost."""
+    begun.append(step.resource)
+    try:
+        create(step, deployment.account.region, deployment.id)
+    except ConfigError:  # somebody else's, who has been quicker
+        begun.remove(step.resource)
+        raise
+
+
+def _send(archive: Path, resource: Resource) -> None:
+    folder, _, name = resource.name.rpartition("/")
+    say(f"sending {archive} ({archive.stat().st_size / 1e6:.1f} MB) to {resource.name}")
+    S3Store(folder).put(name, archive, file_md5(archive))
+
+
+def _rolled_back(begun: Sequence[Resource], deployment: Deployment) -> str:
+    """Remove what was begun, newest first; in words what that came to."""
+    say(f"rolling back {', '.join(str(resource) for resource in reversed(begun))}")
+    try:
+        left = remove_all(begun, deployment.account.region)
+    except KeyboardInterrupt:
+        left = {resource: "stopped" for resource in begun}
+    if not left:
+        return "all of it is rolled back: nothing is left, and nothing is billed any more"
+    end = deployment.until if Resource(Kind.endpoint, deployment.name) in left else None
+    until = (
+        f"; its schedule deletes the endpoint at {end:%Y-%m-%d %H:%M} UTC" if end and end > datetime.now(UTC) else ""
+    )
+    return f"{what_remains(left, deployment.name)}{until}"

@@ -1,0 +1,41 @@
+"""Taking an endpoint away: in the order in which AWS lets go, and with what could not be removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from graft.errors import CloudError
+from serve.endpoint_requests import Kind, Resource
+from serve.endpoint_resources import remove
+
+# The endpoint first, for it is billed; its schedule stays as long as it does. The model last, for it knows where the
+# archive is.
+ORDER = (Kind.endpoint, Kind.schedule, Kind.config, Kind.archive, Kind.model)
+
+
+def remove_all(resources: Iterable[Resource], region: str) -> dict[Resource, str]:
+    """Remove what is there; returns what remains, with the reason.
+
+    Where the endpoint cannot be removed, the rest is left as it is: it needs its configuration, and the schedule is
+    what may still end it.
+    """
+    waiting = sorted(set(resources), key=lambda resource: ORDER.index(resource.kind))
+    left: dict[Resource, str] = {}
+    for resource in waiting:
+        if any(kept.kind is Kind.endpoint for kept in left):
+            left[resource] = "the endpoint needs it"
+            continue
+        try:
+            remove(resource, region)
+        except CloudError as error:
+            left[resource] = str(error)
+    return left
+
+
+def what_remains(left: Mapping[Resource, str], endpoint: str) -> str:
+    """What could not be removed, whether it is billed, and how it is tried again."""
+    billed = any(resource.kind is Kind.endpoint for resource in left)
+    listed = ", ".join(str(resource) for resource in left)
+    reason = next(iter(left.values()))
+    cost = "the endpoint is billed until it is gone" if billed else "none of that is billed but the archive's storage"
+    return f"NOT removed: {listed} ({reason}); {cost}: `python -m serve delete endpoint={endpoint}` tries again"

@@ -1,0 +1,212 @@
+"""What is asked of AWS for an endpoint: pure functions from a deployment to requests, in the order of their sending."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from graft.config import ServeConfig
+from graft.launcher.account import Account
+from graft.launcher.requests import Request, endpoint_config_request, endpoint_request, model_request
+
+FOLDER, ARCHIVE = "endpoints", "model.tar.gz"
+TTL_ROLE = "graft-endpoint-ttl"
+TTL_POLICY = "delete-endpoints"
+DELETE_ENDPOINT = "aws-sdk:sagemaker:deleteEndpoint"  # a universal target of EventBridge Scheduler
+DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
+
+
+class Kind(Enum):
+    """What an endpoint consists of."""
+
+    archive = "archive"
+    model = "model"
+    config = "endpoint configuration"
+    schedule = "schedule"
+    endpoint = "endpoint"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Something in the account: its kind, and its name or, of an archive, its address."""
+
+    kind: Kind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.name}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request and what it creates."""
+
+    resource: Resource
+    service: str
+    operation: str
+    request: Request
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An endpoint that is to be.
+
+    Attributes:
+        name: of endpoint, configuration and model.
+        id: of this deployment, unlike any other's.
+        account: where; its image is the endpoint's container.
+        serve: machine, engine and time to live.
+        precision: that the model was packed in.
+        until: when it deletes itself, UTC; None: never.
+    """
+
+    name: str
+    id: str
+    account: Account
+    serve: ServeConfig
+    precision: str
+    until: datetime | None
+
+    @property
+    def archive(self) -> Resource:
+        """Where model.tar.gz goes."""
+        return Resource(Kind.archive, archive_uri(self.account.bucket, self.account.prefix, self.name, self.id))
+
+
+def archive_uri(bucket: str, prefix: str, name: str, deployment: str) -> str:
+    """Address of the archive of a deployment: no other's, so that it can be removed with it."""
+    parts = (prefix.strip("/"), FOLDER, name, deployment, ARCHIVE)
+    return "/".join(["s3:/", bucket, *filter(None, parts)])
+
+
+def schedule_name(name: str) -> str:
+    """Of the schedule that deletes an endpoint."""
+    return f"graft-{name}"
+
+
+def parts_of(name: str) -> list[Resource]:
+    """All that an endpoint consists of but its archive: what must not be there before, and is looked for after."""
+    return [
+        Resource(Kind.model, name),
+        Resource(Kind.config, name),
+        Resource(Kind.schedule, schedule_name(name)),
+        Resource(Kind.endpoint, name),
+    ]
+
+
+def steps_of(deployment: Deployment) -> Iterator[Step]:
+    """The requests that make an endpoint of an archive that is in S3.
+
+    The schedule comes before the endpoint: whatever becomes of this machine, nothing is billed that does not end.
+    """
+    name, account = deployment.name, deployment.account
+    model, config, schedule, endpoint = parts_of(name)
+    requests = {
+        model: model_request(account, name, deployment.archive.name, environment=environment_of(deployment)),
+        config: endpoint_config_request(account, name, name, instance_type=deployment.serve.instance_type),
+        endpoint: endpoint_request(account, name, name),
+    }
+    yield Step(model, "sagemaker", "CreateModel", requests[model])
+    yield Step(config, "sagemaker", "CreateEndpointConfig", requests[config])
+    if deployment.until:
+        yield Step(schedule, "scheduler", "CreateSchedule", schedule_request(deployment, deployment.until))
+    yield Step(endpoint, "sagemaker", "CreateEndpoint", requests[endpoint])
+
+
+def environment_of(deployment: Deployment) -> dict[str, str]:
+    """What the container is told: the toolkit its entry and one worker, the handler how to compute.
+
+    One worker: AWS's stack starts one for each core, each with an engine on all cores, and at concurrency 8 that
+    answered a tenth of the photos (docs/decisions/0022). The precision is named, so that it is known how exactly the
+    parity samples must be met.
+    """
+    serve = deployment.serve
+    given = {
+        "GRAFT_SERVE_ENGINE": None if serve.engine.value == "auto" else serve.engine.value,
+        "GRAFT_SERVE_PRECISION": deployment.precision if serve.precision.value == "auto" else serve.precision.value,
+        "GRAFT_SERVE_THREADS": serve.threads,
+        "GRAFT_SERVE_TOP_K": serve.top_k,
+        "SAGEMAKER_PROGRAM": "inference.py",
+        "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+        "SAGEMAKER_MODEL_SERVER_WORKERS": 1,
+        "SAGEMAKER_REGION": deployment.account.region,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def schedule_request(deployment: Deployment, until: datetime) -> Request:
+    """`CreateSchedule`: once, at `until` (UTC, to the second), the endpoint is deleted; then the schedule is gone too."""
+    account = deployment.account
+    return {
+        "Name": schedule_name(deployment.name),
+        "Description": f"{DEPLOYMENT} {deployment.id}",  # a schedule of the default group takes no tags
+        "ScheduleExpression": f"at({until:%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Target": {
+            "Arn": f"arn:{partition_of(account.role)}:scheduler:::{DELETE_ENDPOINT}",
+            "RoleArn": deployment.serve.ttl_role or ttl_role_arn(account.role),
+            "Input": json.dumps({"EndpointName": deployment.name}),
+        },
+    }
+
+
+def ttl_role_steps(account: Account) -> Iterator[tuple[str, Request]]:
+    """Operations of IAM, with their requests, that make the role under which endpoints delete themselves.
+
+    It may delete endpoints of this project in this account and nothing else, and only Scheduler, working for this
+    account, can take it on.
+    """
+    partition, number = partition_of(account.role), account_number(account.role)
+    trust = {
+        "Effect": "Allow",
+        "Principal": {"Service": "scheduler.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+        "Condition": {"StringEquals": {"aws:SourceAccount": number}},
+    }
+    allowed = {
+        "Effect": "Allow",
+        "Action": "sagemaker:DeleteEndpoint",
+        "Resource": f"arn:{partition}:sagemaker:*:{number}:endpoint/*",
+        "Condition": {"StringEquals": {"aws:ResourceTag/project": "graft"}},
+    }
+    yield (
+        "CreateRole",
+        {
+            "RoleName": TTL_ROLE,
+            "AssumeRolePolicyDocument": policy(trust),
+            "Description": "Endpoints of graft delete themselves under it (serve.ttl)",
+            "Tags": [{"Key": key, "Value": value} for key, value in account.tags],
+        },
+    )
+    yield "PutRolePolicy", {"RoleName": TTL_ROLE, "PolicyName": TTL_POLICY, "PolicyDocument": policy(allowed)}
+
+
+def policy(*statements: dict[str, Any]) -> str:
+    """An IAM policy document."""
+    return json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
+
+
+def ttl_role_arn(role: str) -> str:
+    """ARN of the role under which endpoints delete themselves, in the account of another role."""
+    return f"arn:{partition_of(role)}:iam::{account_number(role)}:role/{TTL_ROLE}"
+
+
+def partition_of(arn: str) -> str:
+    """Such as aws, or aws-cn."""
+    return _field(arn, 1) or "aws"
+
+
+def account_number(arn: str) -> str:
+    """Twelve digits."""
+    return _field(arn, 4)
+
+
+def _field(arn: str, place: int) -> str:
+    fields = arn.split(":")
+    return fields[place] if len(fields) > place else ""

@@ -1,0 +1,185 @@
+"""What an endpoint consists of, in the account: whether it is there, created, removed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from graft.errors import CloudError, ConfigError
+from graft.launcher.account import Account
+from graft.launcher.calls import client, code_of, explained, is_absent, is_passing, message_of
+from graft.launcher.validation import check_request
+from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, Step, ttl_role_steps
+
+# Of a kind: its service, the operations that describe and delete it, and the parameter that names it.
+_OPERATIONS = {
+    Kind.model: ("sagemaker", "DescribeModel", "DeleteModel", "ModelName"),
+    Kind.config: ("sagemaker", "DescribeEndpointConfig", "DeleteEndpointConfig", "EndpointConfigName"),
+    Kind.endpoint: ("sagemaker", "DescribeEndpoint", "DeleteEndpoint", "EndpointName"),
+    Kind.schedule: ("scheduler", "GetSchedule", "DeleteSchedule", "Name"),
+}
+_ARNS = {Kind.model: "ModelArn", Kind.config: "EndpointConfigArn", Kind.endpoint: "EndpointArn"}
+_MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack")  # an endpoint that cannot be deleted yet
+LONGEST_PAUSE_S = 10.0
+# IAM tells all its servers of a new role within seconds; Scheduler refuses one that it has not heard of.
+_ROLE_S = 60.0
+
+Pause = Callable[[float], None]
+
+
+def describe(resource: Resource, region: str) -> dict[str, Any] | None:
+    """What the service says of it; None where it is not there.
+
+    Raises:
+        CloudError: the service cannot be asked.
+    """
+    service, read, _, parameter = _OPERATIONS[resource.kind]
+    try:
+        with explained(str(resource)):
+            answer: dict[str, Any] = _call(service, read, region)(**{parameter: resource.name})
+            return answer
+    except CloudError as error:
+        if is_absent(error):
+            return None
+        raise
+
+
+def check_absent(resources: Iterable[Resource], region: str, endpoint: str) -> None:
+    """Refuse a name under which something is there.
+
+    Raises:
+        ConfigError: what there is.
+        CloudError: the service cannot be asked.
+    """
+    there = [str(resource) for resource in resources if describe(resource, region) is not None]
+    if there:
+        raise ConfigError(
+            f"endpoint={endpoint}: there is {', '.join(there)} already; accepted is another name, or the same after "
+            f"`python -m serve delete endpoint={endpoint}`"
+        )
+
+
+def create(step: Step, region: str, deployment: str, *, pause: Pause = time.sleep) -> None:
+    """Send a request that creates something.
+
+    Raises:
+        ConfigError: somebody else has made one of this name meanwhile.
+        CloudError: the service refuses or cannot be reached; whether it is there then has to be asked.
+    """
+    deadline = time.monotonic() + _ROLE_S
+    while True:
+        try:
+            with explained(f"creating {step.resource}"):
+                _call(step.service, step.operation, region)(**step.request)
+            return
+        except CloudError as error:
+            if _exists_already(error):
+                if is_of(step.resource, region, deployment):  # the first attempt's answer got lost
+                    return
+                raise ConfigError(
+                    f"endpoint={step.resource.name}: {step.resource} was made by another deployment meanwhile; "
+                    "accepted is another name"
+                ) from error
+            if not _is_new_role(error) or time.monotonic() > deadline:
+                raise
+        pause(2.0)
+
+
+def is_of(resource: Resource, region: str, deployment: str) -> bool:
+    """Whether it was made by a deployment.
+
+    Raises:
+        CloudError: the service cannot be asked.
+    """
+    answer = describe(resource, region)
+    if answer is None:
+        return False
+    if resource.kind is Kind.schedule:
+        return str(answer.get("Description", "")) == f"{DEPLOYMENT} {deployment}"
+    return tags_of(str(answer[_ARNS[resource.kind]]), region).get(DEPLOYMENT) == deployment
+
+
+def tags_of(arn: str, region: str) -> dict[str, str]:
+    """The tags of something of SageMaker's.
+
+    Raises:
+        CloudError: the service cannot be asked.
+    """
+    with explained(f"the tags of {arn}"):
+        pages = client("sagemaker", region).get_paginator("list_tags").paginate(ResourceArn=arn)
+        return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
+
+
+def remove(resource: Resource, region: str, *, pause: Pause = time.sleep) -> bool:
+    """Delete it, and wait until it is gone; returns whether there was one.
+
+    Raises:
+        CloudError: it cannot be deleted.
+    """
+    if resource.kind is Kind.archive:
+        return _remove_archive(resource, region)
+    if resource.kind is Kind.endpoint:
+        return _remove_endpoint(resource, region, pause)
+    return _delete(resource, region)
+
+
+def make_ttl_role(account: Account) -> None:
+    """Make the role under which endpoints delete themselves, or bring it up to date.
+
+    Raises:
+        CloudError: it may not be made.
+    """
+    for operation, request in ttl_role_steps(account):
+        check_request(operation, request, "iam")
+        try:
+            with explained(f"the role {request['RoleName']} (serve.ttl_role=ARN takes one that is there)"):
+                _call("iam", operation, account.region)(**request)
+        except CloudError as error:
+            if code_of(error) != "EntityAlreadyExists":
+                raise
+
+
+def _remove_endpoint(resource: Resource, region: str, pause: Pause) -> bool:
+    """As `remove`; one that is being created can only be deleted after that."""
+    started, was_there = time.monotonic(), False
+    while (answer := describe(resource, region)) is not None:
+        was_there = True
+        if answer["EndpointStatus"] not in (*_MOVING, "Deleting"):
+            _delete(resource, region)
+        pause(min(LONGEST_PAUSE_S, 0.5 + (time.monotonic() - started) / 30))
+    return was_there
+
+
+def _delete(resource: Resource, region: str) -> bool:
+    service, _, delete, parameter = _OPERATIONS[resource.kind]
+    try:
+        with explained(f"deleting {resource}"):
+            _call(service, delete, region)(**{parameter: resource.name})
+    except CloudError as error:
+        if is_absent(error):
+            return False
+        raise
+    return True
+
+
+def _remove_archive(resource: Resource, region: str) -> bool:
+    bucket, _, key = resource.name.removeprefix("s3://").partition("/")
+    with explained(f"deleting {resource}"):
+        client("s3", region).delete_object(Bucket=bucket, Key=key)
+    return True
+
+
+def _exists_already(error: CloudError) -> bool:
+    return code_of(error) in ("ConflictException", "ResourceInUse") or "already existing" in message_of(error)
+
+
+def _is_new_role(error: CloudError) -> bool:
+    return "assume the role" in message_of(error) and not is_passing(error)
+
+
+def _call(service: str, operation: str, region: str) -> Any:
+    """The method of boto3 for an operation as the API names it."""
+    from botocore import xform_name
+
+    return getattr(client(service, region), xform_name(operation))
