@@ -139,7 +139,7 @@ def environment_of(deployment: Deployment) -> dict[str, str]:
 
 
 def schedule_request(deployment: Deployment, until: datetime) -> Request:
-    """`CreateSchedule`: once, at `until` (UTC, to the second), the endpoint is deleted; then the schedule is gone too."""
+    """`CreateSchedule`: at `until` (UTC, to the second) the endpoint is deleted; then the schedule is gone too."""
     account = deployment.account
     return {
         "Name": schedule_name(deployment.name),
