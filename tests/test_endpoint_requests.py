@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,10 @@ def test_all_that_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 WRONG = [
     ([], "endpoint is not set; give endpoint=NAME"),
-    (["endpoint=dogs", "serve.instance_tipe=x"], "serve.instance_tipe is no key"),
+    (
+        ["endpoint=dogs", "serve.instance_tipe=x"],
+        "serve.instance_tipe is not a key of the configuration; the nearest: serve.instance_type",
+    ),
     (["endpoint=dogs", "launcher.max_hours=1"], "launcher.max_hours=1 is not accepted"),
     (["endpoint=dogs", "budget.usd=-1"], "budget.usd=-1"),
 ]
@@ -243,22 +246,20 @@ def test_a_run_that_sagemaker_trained_knows_its_account(tmp_path: Path) -> None:
         "launcher: {role: 'arn:aws:iam::123456789012:role/graft', bucket: mine, region: eu-west-1, image: a:1, "
         "prefix: graft, tags: [owner=me], plan: false}\n"
     )
-    found = read_endpoint_arguments(
-        ["endpoint=dogs", f"run_dir={tmp_path}", "launcher.bucket=other"], places=("run_dir",)
-    )
-    launcher = found.config.launcher
+    argv = ["endpoint=dogs", f"run_dir={tmp_path}", "launcher.bucket=other"]
+    launcher = read_endpoint_arguments(argv, places=("run_dir",)).config.launcher
     assert (launcher.role, launcher.region) == ("arn:aws:iam::123456789012:role/graft", "eu-west-1")
     assert (launcher.bucket, launcher.tags) == ("other", ["owner=me"])
     assert launcher.image is None
 
 
 def test_dollars_so_far() -> None:
-    created = datetime.now(UTC).replace(year=2026)
+    created = datetime.now(UTC) - timedelta(hours=10)
     answer = {"EndpointName": "dogs", "EndpointStatus": "InService", "CreationTime": created}
     config = {"ProductionVariants": [{"InstanceType": "ml.m5.large", "InitialInstanceCount": 2}]}
     row = of_endpoint(answer, config, "never", PRICES, "us-east-1")
     assert row.machines == "2 x ml.m5.large"
-    assert row.usd == pytest.approx(0.23 * row.age_s / 3600)
+    assert row.usd == pytest.approx(2.3, abs=0.01)
     assert of_endpoint(answer, config, "never", PRICES, "eu-west-1").usd is None
     assert of_endpoint(answer, {}, "never", PRICES, "us-east-1").usd is None
 
