@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from graft.launcher.requests import (
     training_job_request,
     tuning_job_request,
 )
-from graft.launcher.validation import check_request, problems
+from graft.launcher.validation import check_request, in_python, problems
 from tests.composing import composed
 
 GOLDEN = Path(__file__).with_name("golden") / "requests"
@@ -162,6 +163,28 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_a_field_that_is_not_accepted_is_named(changes: dict[str, Any], message: str) -> None:
     said = refused(**changes)
     assert said.startswith(message)
+
+
+def patterns(shape: Any, seen: set[str]) -> set[str]:
+    """All patterns below a shape of the service model."""
+    if shape.name in seen:
+        return set()
+    seen.add(shape.name)
+    inner = [*getattr(shape, "members", {}).values()]
+    inner += [getattr(shape, name) for name in ("member", "key", "value") if hasattr(shape, name)]
+    own = {shape.metadata["pattern"]} if "pattern" in shape.metadata else set()
+    return own.union(*(patterns(part, seen) for part in inner))
+
+
+@pytest.mark.parametrize("operation", sorted({operation for operation, _ in REQUESTS.values()}))
+def test_the_patterns_of_an_operation_are_read(operation: str) -> None:
+    from botocore.session import get_session
+
+    model = get_session().get_service_model("sagemaker").operation_model(operation)
+    found = patterns(model.input_shape, set())
+    assert found
+    for pattern in found:
+        re.compile(in_python(pattern))
 
 
 def test_letters_of_any_script_are_accepted_in_tags() -> None:
