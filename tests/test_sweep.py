@@ -84,13 +84,16 @@ def test_ctrl_c_names_all_that_goes_on(script: Script, tmp_path: Path, capsys: p
     states(script, training("InProgress"))
     with pytest.raises(KeyboardInterrupt):
         follow_sweep(tmp_path, lambda ticket, run: None, pause=interrupt)
-    assert "one, two go on and are billed; watch them with `python -m graft.launcher follow" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        f"of this sweep go on and are billed: one, two; watch them with `python -m graft.launcher follow {tmp_path}`, "
+        f"end them with `python -m graft.launcher stop {tmp_path}`\n"
+    )
 
 
 def test_denied_names_the_job_that_goes_on(script: Script, tmp_path: Path) -> None:
-    submitted(tmp_path, "one")
+    submitted(tmp_path, "one", "two")
     states(script, DENIED)
-    with pytest.raises(CloudError, match="one goes on and is billed"):
+    with pytest.raises(CloudError, match="one goes on and is billed.*of this sweep go on and are billed: one, two"):
         follow_sweep(tmp_path, lambda ticket, run: None)
 
 

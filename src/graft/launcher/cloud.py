@@ -20,7 +20,7 @@ from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
 from graft.launcher.prices import Prices, read_prices
 from graft.launcher.submit import Submission, exists, submit
-from graft.launcher.sweep import planned_by_others, wait_for_turn
+from graft.launcher.sweep import going_on, planned_by_others, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from graft.launcher.trials import TunedTrial, best_trial, read_trials
 from graft.storage import local_path, write_text
@@ -221,6 +221,8 @@ def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ti
         ticket = read_ticket(run_dir)
         if ticket and not ticket.has_ended:
             say(f"\ninterrupted while the job was created; if it was, {how_to_follow(ticket, run_dir)}")
+        if (member := sweep_member()) and (others := submitted(member.parent)):
+            say(going_on(others, member.parent))
         raise
 
 
