@@ -69,7 +69,8 @@ def submit(submission: Submission, run_dir: Path, earlier: Ticket | None = None)
         raise ConfigError("launcher.region=null: accepted is the name of a region, such as us-east-1")
     account = account_of(config, find_image(config, region))
     name = new_name("tune" if submission.entry is Entry.tune else "train")
-    checkpoints = earlier.results.rpartition("/")[0] if earlier and not submission.spreads else None
+    goes_on = earlier is not None and earlier.kind == "training" and not submission.spreads
+    checkpoints = earlier.results.rpartition("/")[0] if earlier and goes_on else None
     operation, request = _request(submission, account, name, checkpoints)
     check_request(operation, request)
     check_bucket(account)
