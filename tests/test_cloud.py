@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from graft.config import Config
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls, follow, submit
 from graft.launcher.cloud import Work, run_in_cloud
-from graft.launcher.ticket import read_ticket
+from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
 from tests.scripted import ABSENT, BROKEN, DENIED, THROTTLED, Script, training
@@ -186,6 +187,20 @@ def test_the_same_command_goes_on_with_the_checkpoints_of_a_failed_job(
     assert ticket.name == "graft-train-2"
     assert json.loads(sent[0])["CheckpointConfig"]["S3Uri"] == f"s3://results/graft/jobs/{NAME}/checkpoints"
     assert ticket.results == f"s3://results/graft/jobs/{NAME}/checkpoints/run"
+
+
+def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(
+    server: str, script: Script, tmp_path: Path
+) -> None:
+    leave_run(server)
+    ticket = Ticket(
+        "graft-tune-1", "tuning", "tune", "us-east-1", "s3://b/j", "s3://results/graft/jobs", "ml.m5.large", 1
+    )
+    write_ticket(tmp_path / "run", replace(ticket, state="Stopped"))
+    script.answer("DescribeTrainingJob", training("Completed"))
+    found = run_in_cloud(Work(in_cloud(tmp_path)))
+    assert found is not None
+    assert found.results == f"s3://results/graft/jobs/{NAME}/checkpoints/run"
 
 
 def test_a_killed_client_comes_back_to_its_job(server: str, script: Script, tmp_path: Path) -> None:
