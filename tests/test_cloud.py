@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from graft.config import Config
+from graft.command import value_of
+from graft.config import Config, changed
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls, follow, submit
 from graft.launcher.cloud import Work, run_in_cloud
@@ -58,14 +60,17 @@ def script(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Script:
     return script
 
 
+@cache
+def account() -> Config:
+    """What all tests share, composed once."""
+    named = (f"launcher.role={ROLE}", "launcher.bucket=results", "launcher.region=us-east-1", "launcher.image=here:1")
+    return composed("trainer=sagemaker_gpu", "data=folder", "data.root=s3://results/photos", *named)
+
+
 def in_cloud(tmp_path: Path, *more: str) -> Config:
-    places = (
-        f"run_dir={tmp_path / 'run'}",
-        f"features.cache_dir={tmp_path / 'cache'}",
-        "data.root=s3://results/photos",
-    )
-    account = (f"launcher.role={ROLE}", "launcher.bucket=results", "launcher.region=us-east-1", "launcher.image=here:1")
-    return composed("trainer=sagemaker_gpu", "data=folder", *places, *account, *more)
+    given = (override.partition("=") for override in more)
+    places = {"run_dir": str(tmp_path / "run"), "features.cache_dir": str(tmp_path / "cache")}
+    return changed(account(), places | {key: value_of(key, text) for key, _, text in given})
 
 
 def put(server: str, key: str, content: object) -> None:
@@ -176,6 +181,7 @@ def test_the_same_command_goes_on_with_the_checkpoints_of_a_failed_job(
     )
     leave_run(server)
     calls.client.cache_clear()
+    script.answer("DescribeTrainingJob", training("Completed"))
     monkeypatch.setattr(submit, "new_name", lambda kind: "graft-train-2")
     sent: list[bytes] = []
     service = calls.client("sagemaker", "us-east-1")
@@ -206,6 +212,7 @@ def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(
 def test_a_killed_client_comes_back_to_its_job(server: str, script: Script, tmp_path: Path) -> None:
     assert run_in_cloud(Work(in_cloud(tmp_path, "launcher.wait=false"))) is None
     leave_run(server)
+    script.answer("DescribeTrainingJob", training("Completed"))
     ticket = run_in_cloud(Work(in_cloud(tmp_path)))
     assert ticket is not None
     assert ticket.name == NAME
