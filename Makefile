@@ -4,6 +4,7 @@
 #   make check   lint, formatting, types
 #   make bench   images/s of the feature cache beside a plain loop
 #   make test-smdebug   tests with SageMaker's smdebug, in .venv-smdebug; as root it installs a C compiler if there is none
+#   make test-torchserve  the tests under AWS's PyTorch serving stack, in .venv-torchserve; skipped where there is no Java
 #   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
@@ -15,6 +16,7 @@ MAKEFLAGS += --no-builtin-rules
 VENV ?= .venv
 PY := $(VENV)/bin/python
 VENV_SMDEBUG ?= .venv-smdebug
+VENV_TORCHSERVE ?= .venv-torchserve
 ARGS ?=
 DEMO_DIR := runs/demo
 
@@ -24,8 +26,10 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } 
 
 STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml constraints-smdebug.txt; } | cksum | tr ' ' '-')
 
+STAMP_TORCHSERVE := $(VENV_TORCHSERVE)/installed-$(shell { pwd; echo $(VENV); cat constraints.txt constraints-torchserve.txt; } | cksum | tr ' ' '-')
+
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench picture test-smdebug
+.PHONY: help environment demo test check bench picture test-smdebug test-torchserve
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -109,3 +113,21 @@ $(STAMP_SMDEBUG):
 	  -c constraints-smdebug.txt -e '.[smdebug]' pytest pytest-timeout
 	@touch $@
 	@echo "$(VENV_SMDEBUG) is ready."
+
+# Without Java the tests are skipped, and say so.
+test-torchserve: $(STAMP) $(if $(shell command -v java),$(STAMP_TORCHSERVE))
+	GRAFT_TORCHSERVE=$(abspath $(VENV_TORCHSERVE)) $(PY) -m pytest -m torchserve tests/test_torchserve.py $(ARGS)
+
+# The stack imports torch, and the packed code OpenVINO and others: they are lent by the main environment's folder, at
+# the end of the path, for 4 GB twice would be a waste.
+$(STAMP_TORCHSERVE): $(STAMP)
+	@set -euo pipefail; \
+	echo "Setting up $(VENV_TORCHSERVE), once."; \
+	rm -rf $(VENV_TORCHSERVE); \
+	$(PY) -m venv $(VENV_TORCHSERVE); \
+	$(VENV_TORCHSERVE)/bin/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
+	  -r constraints-torchserve.txt; \
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV_TORCHSERVE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
+	@touch $@
+	@echo "$(VENV_TORCHSERVE) is ready."

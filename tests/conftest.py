@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -20,6 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests, with the reason in the summary, where what they need is not there."""
     needs = {
         "real_data": (REAL_DATA.is_dir(), f"needs real photos and weights in {REAL_DATA}"),
+        "torchserve": (
+            "GRAFT_TORCHSERVE" in os.environ and which("java") is not None,
+            "needs AWS's serving stack, and Java: make test-torchserve",
+        ),
         "smdebug": (find_spec("smdebug") is not None, "needs smdebug: make test-smdebug"),
     }
     for marker, (is_there, reason) in needs.items():
