@@ -150,7 +150,7 @@ $(STAMP_SMDEBUG):
 
 # Without Java the tests are skipped, and say so.
 test-torchserve: $(STAMP) $(if $(shell command -v java),$(STAMP_TORCHSERVE))
-	GRAFT_TORCHSERVE=$(abspath $(VENV_TORCHSERVE)) $(PY) -m pytest -m torchserve tests/test_torchserve.py $(ARGS)
+	GRAFT_TORCHSERVE=$(abspath $(VENV_TORCHSERVE)) $(PY) -m pytest -m torchserve tests/test_torchserve.py tests/test_local_aws.py $(ARGS)
 
 # The stack imports torch, and the packed code OpenVINO and others: they are lent by the main environment's folder, at
 # the end of the path, for 4 GB twice would be a waste.
