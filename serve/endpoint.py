@@ -132,7 +132,8 @@ def _deployed(deployment: Deployment, plan: EndpointPlan, difference: float) -> 
     cost = "at an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:g} an hour"
     end = "until it is deleted" if deployment.until is None else f"until {deployment.until:%Y-%m-%d %H:%M} UTC"
     return (
-        f"endpoint {name} is in service in {region} and reproduces the parity samples (they differ by {difference:.1g})\n"
+        f"endpoint {name} is in service in {region} and reproduces the parity samples "
+        f"(they differ by {difference:.1g})\n"
         f"billed: {cost} {end}\n"
         f"next: python -m serve predict PHOTO endpoint={name}\n"
         f"end it: python -m serve delete endpoint={name}"

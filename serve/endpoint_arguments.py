@@ -1,4 +1,4 @@
-"""The command line of an endpoint's commands: besides `serve.*` it takes endpoint=NAME, `launcher.*` and `budget.usd`."""
+"""The command line of an endpoint's commands: `serve.*`, endpoint=NAME, the account of `launcher.*`, `budget.usd`."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _rolled_back(begun: Sequence[Resource], deployment: Deployment) -> str:
     try:
         left = remove_all(begun, deployment.account.region)
     except KeyboardInterrupt:
-        left = {resource: "stopped" for resource in begun}
+        left = dict.fromkeys(begun, "stopped")
     if not left:
         return "all of it is rolled back: nothing is left, and nothing is billed any more"
     end = deployment.until if Resource(Kind.endpoint, deployment.name) in left else None

@@ -88,13 +88,14 @@ def check_endpoint_budget(plan: EndpointPlan, config: Config) -> None:
             f"budget.usd={budget:g}: the price of {plan.instance_type} there is not known, so no budget can be held; "
             "`python -m graft.launcher prices REGION` reads it from AWS, budget.usd=null sets none"
         )
-    if plan.usd > budget:
+    needed = math.ceil(round(plan.usd * 100, 6)) / 100  # in cents: 24 x 0.115 is a little above 2.76
+    if needed > budget:
         span = "a month" if plan.hours is None else f"{plan.hours:g} h (serve.ttl)"
         paid = math.floor(budget / plan.usd_per_hour)
         shorter = f"serve.ttl={paid}h, " if paid >= LEAST_H else ""
         raise ConfigError(
             f"budget.usd={budget:g}: {span} of {plan.instance_type} cost ${plan.usd:.2f}; accepted is {shorter}"
-            f"a cheaper serve.instance_type, or budget.usd={math.ceil(plan.usd * 100) / 100:.2f} or more"
+            f"a cheaper serve.instance_type, or budget.usd={needed:.2f} or more"
         )
 
 

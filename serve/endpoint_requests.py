@@ -139,7 +139,7 @@ def environment_of(deployment: Deployment) -> dict[str, str]:
 
 
 def schedule_request(deployment: Deployment, until: datetime) -> Request:
-    """`CreateSchedule`: once, at `until` (UTC, to the second), the endpoint is deleted; then the schedule is gone too."""
+    """`CreateSchedule`: at `until` (UTC, to the second) the endpoint is deleted; then the schedule is gone too."""
     account = deployment.account
     return {
         "Name": schedule_name(deployment.name),
@@ -181,7 +181,7 @@ def ttl_role_steps(account: Account) -> Iterator[tuple[str, Request]]:
             "RoleName": TTL_ROLE,
             "AssumeRolePolicyDocument": policy(trust),
             "Description": "Endpoints of graft delete themselves under it (serve.ttl)",
-            "Tags": [{"Key": key, "Value": value} for key, value in account.tags],
+            "Tags": [{"Key": key, "Value": value} for key, value in account.tags if key != DEPLOYMENT],
         },
     )
     yield "PutRolePolicy", {"RoleName": TTL_ROLE, "PolicyName": TTL_POLICY, "PolicyDocument": policy(allowed)}

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,19 @@ from graft.images import Pixels
 from graft.storage import write_text
 from graft.terminal import progress_bar
 from serve.answers import Answer
-from serve.arguments import read_arguments
+from serve.arguments import Arguments, read_arguments
 from serve.checking import load_model
 from serve.model import ServedModel
 from serve.reading import Limits, decode
 from serve.refusals import Refusal
+from serve.remote import RemoteAnswer
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 AHEAD = 32  # photos that are decoded before the first of them is answered: 5 MB at 224 x 224
 LIMITS = Limits()
 OUTPUT = "predictions.csv"
 
-Said = Answer | Refusal
+Said = Answer | RemoteAnswer | Refusal
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -39,14 +40,30 @@ def predict(argv: Sequence[str]) -> None:
     if not arguments.words:
         raise ConfigError("no photo is given; accepted: PHOTO..., or a folder of photos")
     photos, folders = find_photos([Path(word) for word in arguments.words])
-    as_csv = folders or "output" in arguments.places
     with load_model(arguments) as model:
-        if "--json" in arguments.flags:
-            problems = _print_json(photos, model, arguments.config.top_k)
-        elif as_csv:
-            problems = _write_csv(photos, model, arguments.places.get("output", Path(OUTPUT)), arguments.config.top_k)
-        else:
-            problems = _print_table(photos, model)
+        count = min(arguments.config.top_k, len(model.labels))
+        tell(answer_all(photos, model), len(photos), count, arguments, folders=folders)
+
+
+def tell(answers: Iterable[tuple[Path, Said]], photos: int, count: int, arguments: Arguments, *, folders: bool) -> None:
+    """Print or write what was said of photos, whoever said it.
+
+    Args:
+        answers: of each photo, in order.
+        photos: how many there are.
+        count: classes of a photo in JSON and CSV.
+        arguments: with --json or output=FILE.
+        folders: whether a folder was given, which makes CSV of it.
+
+    Raises:
+        SystemExit: with 1, where a photo could not be read.
+    """
+    if "--json" in arguments.flags:
+        problems = _print_json(answers, count)
+    elif folders or "output" in arguments.places:
+        problems = _write_csv(answers, photos, arguments.places.get("output", Path(OUTPUT)), count)
+    else:
+        problems = _print_table(answers)
     if problems:
         sys.exit(1)
 
@@ -94,7 +111,7 @@ def in_words(said: Said) -> str:
     return "not one of these" if said.not_one_of_these else "unsure" if said.unsure else ""
 
 
-def _print_table(photos: Sequence[Path], model: ServedModel) -> int:
+def _print_table(answers: Iterable[tuple[Path, Said]]) -> int:
     from rich.console import Console
     from rich.table import Table
 
@@ -102,7 +119,7 @@ def _print_table(photos: Sequence[Path], model: ServedModel) -> int:
     for column in ("photo", "class", "probability", "next", ""):
         table.add_column(column, overflow="fold", justify="right" if column == "probability" else "left")
     problems = 0
-    for path, said in answer_all(photos, model):
+    for path, said in answers:
         if isinstance(said, Refusal):
             problems += 1
             table.add_row(str(path), "", "", "", in_words(said))
@@ -114,16 +131,16 @@ def _print_table(photos: Sequence[Path], model: ServedModel) -> int:
     return problems
 
 
-def _print_json(photos: Sequence[Path], model: ServedModel, top_k: int) -> int:
+def _print_json(answers: Iterable[tuple[Path, Said]], count: int) -> int:
     """A line for each photo."""
     problems = 0
-    for path, said in answer_all(photos, model):
+    for path, said in answers:
         if isinstance(said, Refusal):
             problems += 1
             content: dict[str, Any] = {"problem": said.problem, "accepted": said.accepted}
         else:
             content = {
-                "predictions": said.top(top_k),
+                "predictions": said.top(count),
                 "unsure": said.unsure,
                 "not_one_of_these": said.not_one_of_these,
             }
@@ -131,24 +148,24 @@ def _print_json(photos: Sequence[Path], model: ServedModel, top_k: int) -> int:
     return problems
 
 
-def _write_csv(photos: Sequence[Path], model: ServedModel, output: Path, top_k: int) -> int:
+def _write_csv(answers: Iterable[tuple[Path, Said]], photos: int, output: Path, count: int) -> int:
     """A row for each photo: path, the likeliest classes with their probabilities, doubts, and what was wrong."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    count = min(top_k, len(model.labels))
     names = [f"{kind}_{place}" for place in range(1, count + 1) for kind in ("class", "probability")]
     writer.writerow(["path", *names, "unsure", "not_one_of_these", "problem"])
     problems = 0
-    with progress_bar("predicting", len(photos)) as advance:
-        for path, said in answer_all(photos, model):
+    with progress_bar("predicting", photos) as advance:
+        for path, said in answers:
             if isinstance(said, Refusal):
                 problems += 1
                 writer.writerow([path, *[""] * len(names), "", "", said.problem])
             else:
                 cells = [cell for row in said.top(count) for cell in (row["label"], f"{row['probability']:.6f}")]
                 doubts = (str(said.unsure).lower(), str(said.not_one_of_these).lower())
-                writer.writerow([path, *cells, *doubts, ""])
+                # an endpoint may tell fewer classes than are asked for here
+                writer.writerow([path, *cells, *[""] * (len(names) - len(cells)), *doubts, ""])
             advance(1)
     write_text(output, buffer.getvalue())
-    print(f"{len(photos) - problems} photos answered, {problems} not readable; {output} has them all")
+    print(f"{photos - problems} photos answered, {problems} not readable; {output} has them all")
     return problems

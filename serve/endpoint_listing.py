@@ -1,0 +1,147 @@
+"""`python -m serve list`: everything of this project that costs money, how old it is, and dollars so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from graft.errors import CloudError
+from graft.launcher.calls import client, explained
+from graft.launcher.listing import in_words, list_jobs
+from graft.launcher.prices import Prices, read_prices
+from graft.storage import local_path
+from serve.endpoint_arguments import read_endpoint_arguments
+from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, schedule_name
+from serve.endpoint_resources import describe, tags_of
+
+
+@dataclass(frozen=True)
+class Costing:
+    """Something that is billed, or that an endpoint left behind.
+
+    Attributes:
+        what: endpoint, training job, tuning job, or left over.
+        name: of it.
+        state: as SageMaker has it.
+        machines: such as 1 x ml.m5.large.
+        age_s: seconds for which it has been billed at most.
+        usd: so far, at most; None where the price is not known or nothing is billed by the hour.
+        end: when it ends by itself, or what to do.
+    """
+
+    what: str
+    name: str
+    state: str
+    machines: str
+    age_s: float
+    usd: float | None
+    end: str
+
+
+def show(argv: Sequence[str]) -> None:
+    """Print what costs money in the region.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    arguments = read_endpoint_arguments(argv, named=False)
+    region = arguments.region
+    prices = read_prices(local_path(arguments.config.features.cache_dir, "features.cache_dir"))
+    found = [*list_endpoints(region, prices), *list_running_jobs(region, prices), *list_left_over(region)]
+    if not found:
+        print(f"nothing of graft costs money in {region}: no endpoint, no running job")
+        return
+    _print_table(found, region, prices)
+
+
+def list_endpoints(region: str, prices: Prices) -> Iterator[Costing]:
+    """The endpoints that `python -m serve deploy` made."""
+    for entry in _paged(region, "list_endpoints", "Endpoints"):
+        if DEPLOYMENT not in tags_of(str(entry["EndpointArn"]), region):
+            continue
+        name = str(entry["EndpointName"])
+        answer = describe(Resource(Kind.endpoint, name), region)
+        if answer is None:  # deleted meanwhile
+            continue
+        config = describe(Resource(Kind.config, str(answer["EndpointConfigName"])), region) or {}
+        yield of_endpoint(answer, config, _end(name, region), prices, region)
+
+
+def of_endpoint(answer: dict[str, Any], config: dict[str, Any], end: str, prices: Prices, region: str) -> Costing:
+    """From the answers of DescribeEndpoint and DescribeEndpointConfig; its age is billed, but for its creation."""
+    variants = config.get("ProductionVariants", [])
+    machines = [(int(variant["InitialInstanceCount"]), str(variant["InstanceType"])) for variant in variants]
+    age = _age(answer["CreationTime"])
+    per_hour = [price and count * price for count, name in machines for price in [prices.of(name, region)]]
+    known = [usd for usd in per_hour if usd is not None]
+    usd = sum(known) * age / 3600 if machines and len(known) == len(machines) else None
+    listed = ", ".join(f"{count} x {name}" for count, name in machines)
+    return Costing("endpoint", str(answer["EndpointName"]), str(answer["EndpointStatus"]), listed, age, usd, end)
+
+
+def list_running_jobs(region: str, prices: Prices) -> Iterator[Costing]:
+    """Training and tuning jobs that run now; what tuning jobs cost stands with their trials."""
+    for job in list_jobs(region):
+        if not job.is_billed:
+            continue
+        how = "when it is done, or after its time limit"
+        if job.kind != "training":
+            yield Costing(f"{job.kind} job", job.name, job.state, "its trials'", job.ran_s, None, how)
+            continue
+        with explained(f"job {job.name}"):
+            machine = client("sagemaker", region).describe_training_job(TrainingJobName=job.name)["ResourceConfig"]
+        count, name = int(machine["InstanceCount"]), str(machine["InstanceType"])
+        price = prices.of(name, region)
+        usd = None if price is None else price * count * job.ran_s / 3600
+        yield Costing("training job", job.name, job.state, f"{count} x {name}", job.ran_s, usd, how)
+
+
+def list_left_over(region: str) -> Iterator[Costing]:
+    """Models whose endpoint is gone, by its schedule or by hand: their archives are kept in S3."""
+    for entry in _paged(region, "list_models", "Models"):
+        name = str(entry["ModelName"])
+        if DEPLOYMENT not in tags_of(str(entry["ModelArn"]), region):
+            continue
+        if describe(Resource(Kind.endpoint, name), region) is None:
+            todo = f"python -m serve delete endpoint={name}"
+            yield Costing("left over", name, "archive in S3", "none", _age(entry["CreationTime"]), None, todo)
+
+
+def _end(name: str, region: str) -> str:
+    try:
+        answer = describe(Resource(Kind.schedule, schedule_name(name)), region)
+    except CloudError as error:
+        return f"unknown ({error})"
+    if answer is None:
+        return f"never: python -m serve delete endpoint={name}"
+    return str(answer["ScheduleExpression"]).removeprefix("at(").removesuffix(")").replace("T", " ") + " UTC"
+
+
+def _paged(region: str, operation: str, key: str) -> Iterator[dict[str, Any]]:
+    with explained(operation.replace("_", " ")):
+        for page in client("sagemaker", region).get_paginator(operation).paginate():
+            yield from page[key]
+
+
+def _age(created: datetime) -> float:
+    return max((datetime.now(UTC) - created).total_seconds(), 0.0)
+
+
+def _print_table(found: Sequence[Costing], region: str, prices: Prices) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"what costs money in {region}", title_justify="left")
+    for column in ("what", "name", "state", "machines", "age", "so far", "ends"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        usd = "" if row.machines == "none" else "unknown" if row.usd is None else f"${row.usd:.2f}"
+        table.add_row(row.what, row.name, row.state, row.machines, in_words(row.age_s), usd, row.end)
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    out.print(table)
+    total = sum(row.usd or 0 for row in found)
+    out.print(f"at most ${total:.2f} so far, at {prices.region}'s prices of {prices.date}", highlight=False)
