@@ -77,6 +77,9 @@ def test_a_tuning_job_leaves_what_a_search_leaves(tmp_path: Path, photos: str) -
     metrics = json.loads((run / "best" / "metrics.json").read_text())
     assert metrics["valid/loss"] == pytest.approx(best["value"], abs=1e-6)
     assert "test/loss" not in metrics
+    kept = (run / "best" / "config.yaml").read_text()
+    assert f"root: {photos}" in kept
+    assert f"hidden: {best['params']['model.hidden']}" in kept
     assert f"optim.lr={best['params']['optim.lr']}" in (run / "best.yaml").read_text()
     assert "trials: 2, 2 ok" in out
     assert (run / "report.html").exists()

@@ -109,4 +109,5 @@ def _refuse_search(config: Config, spreads: Mapping[str, Spread]) -> None:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as the container reads it, in Hydra's grammar."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
