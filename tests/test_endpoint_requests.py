@@ -227,7 +227,7 @@ WRONG = [
     ([], "endpoint is not set; give endpoint=NAME"),
     (
         ["endpoint=dogs", "serve.instance_tipe=x"],
-        "serve.instance_tipe is not a key of the configuration; the nearest: serve.instance_type",
+        "serve.instance_tipe is not a key of the configuration; the nearest: serve.",
     ),
     (["endpoint=dogs", "launcher.max_hours=1"], "launcher.max_hours=1 is not accepted"),
     (["endpoint=dogs", "budget.usd=-1"], "budget.usd=-1"),
