@@ -7,6 +7,7 @@
 #   make toolkit SageMaker's training toolkit, in .venv-toolkit, for tests of SageMaker jobs; as root it installs a C compiler if there is none
 #   make local-aws   a local AWS that runs SageMaker jobs and endpoints as processes, until Ctrl-C; no account is needed
 #   make story   from photos to an endpoint and back to nothing on that local AWS (DATA=PATH; else ../shared/data/dogs)
+#   make test-torchserve  the tests under AWS's PyTorch serving stack, in .venv-torchserve; skipped where there is no Java
 #   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
@@ -20,6 +21,7 @@ PY := $(VENV)/bin/python
 VENV_SMDEBUG ?= .venv-smdebug
 VENV_TOOLKIT ?= .venv-toolkit
 export VENV_TOOLKIT
+VENV_TORCHSERVE ?= .venv-torchserve
 ARGS ?=
 DEMO_DIR := runs/demo
 
@@ -45,8 +47,10 @@ if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then \
 	fi
 endef
 
+STAMP_TORCHSERVE := $(VENV_TORCHSERVE)/installed-$(shell { pwd; echo $(VENV); cat constraints.txt constraints-torchserve.txt; } | cksum | tr ' ' '-')
+
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench picture test-smdebug toolkit local-aws story
+.PHONY: help environment demo test check bench picture test-smdebug test-torchserve toolkit local-aws story
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -143,3 +147,21 @@ $(STAMP_SMDEBUG):
 	  -c constraints-smdebug.txt -e '.[smdebug]' pytest pytest-timeout
 	@touch $@
 	@echo "$(VENV_SMDEBUG) is ready."
+
+# Without Java the tests are skipped, and say so.
+test-torchserve: $(STAMP) $(if $(shell command -v java),$(STAMP_TORCHSERVE))
+	GRAFT_TORCHSERVE=$(abspath $(VENV_TORCHSERVE)) $(PY) -m pytest -m torchserve tests/test_torchserve.py tests/test_local_aws.py $(ARGS)
+
+# The stack imports torch, and the packed code OpenVINO and others: they are lent by the main environment's folder, at
+# the end of the path, for 4 GB twice would be a waste.
+$(STAMP_TORCHSERVE): $(STAMP)
+	@set -euo pipefail; \
+	echo "Setting up $(VENV_TORCHSERVE), once."; \
+	rm -rf $(VENV_TORCHSERVE); \
+	$(PY) -m venv $(VENV_TORCHSERVE); \
+	$(VENV_TORCHSERVE)/bin/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
+	  -r constraints-torchserve.txt; \
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV_TORCHSERVE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
+	@touch $@
+	@echo "$(VENV_TORCHSERVE) is ready."

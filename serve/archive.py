@@ -22,14 +22,25 @@ MAX_BYTES = 4 * 10**9  # unpacked; the largest network of torchvision takes 2.6 
 GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "locks", "novelty", "storage")
 SERVE_CODE = ("__init__", "answers", "engines", "handler", "model", "reading", "refusals")
 PACKAGES = ("filelock", "numpy", "opencv-python-headless", "openvino", "pillow", "safetensors", "simplejpeg")
-ENTRY = '''"""What SageMaker's toolkit loads: the handler, with its code beside it."""
+ENTRY = '''"""What SageMaker's toolkit loads: the handler, with its code beside it.
+
+The toolkit refuses transform_fn beside input_fn, predict_fn or output_fn.
+"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from serve.handler import input_fn, model_fn, output_fn, predict_fn, transform_fn  # noqa: E402, F401
+from serve.handler import model_fn, transform_fn  # noqa: E402, F401
+
+try:
+    from sagemaker_inference import content_types
+except ModuleNotFoundError:
+    pass  # another server than AWS's
+else:
+    # The toolkit would decode JSON as UTF-8 before transform_fn sees it, and answer other bytes with a traceback.
+    content_types.UTF8_TYPES = ()
 '''
 
 

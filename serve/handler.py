@@ -21,7 +21,7 @@ from serve.model import ServedModel
 from serve.reading import Limits, Photos, decode, read_photos
 from serve.refusals import Refusal
 
-Body = bytes | bytearray | str
+Body = bytes | bytearray | str | None  # None: TorchServe has taken a form apart
 
 LIMITS = Limits()
 TOP_K = 5
@@ -76,7 +76,7 @@ def output_fn(answers: Sequence[Answer], accept: str | None, context: Any = None
 
 def transform_fn(
     model: ServedModel,
-    request_body: bytes | bytearray | str,
+    request_body: Body,
     content_type: str | None,
     accept: str | None,
     context: Any,
@@ -95,7 +95,7 @@ def transform_fn(
 
 def _bytes(body: Body) -> bytes:
     """The same object where it is bytes."""
-    return body.encode() if isinstance(body, str) else bytes(body)
+    return body.encode() if isinstance(body, str) else bytes(body or b"")
 
 
 def _top_k() -> int:

@@ -6,12 +6,13 @@ import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import pytest
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # SageMaker's training toolkit: `make toolkit` builds its environment, VENV_TOOLKIT names another one.
-TOOLKIT = Path(os.environ.get("VENV_TOOLKIT", Path(__file__).resolve().parents[1] / ".venv-toolkit")) / "bin" / "train"
+TOOLKIT = Path(os.environ.get("VENV_TOOLKIT", ".venv-toolkit")).absolute() / "bin" / "train"
 
 
 def pytest_configure() -> None:
@@ -24,6 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {
         "real_data": (REAL_DATA.is_dir(), f"needs real photos and weights in {REAL_DATA}"),
         "toolkit": (TOOLKIT.exists(), f"needs SageMaker's training toolkit in {TOOLKIT}: make toolkit"),
+        "torchserve": (
+            "GRAFT_TORCHSERVE" in os.environ and which("java") is not None,
+            "needs AWS's serving stack, and Java: make test-torchserve",
+        ),
         "smdebug": (find_spec("smdebug") is not None, "needs smdebug: make test-smdebug"),
     }
     for marker, (is_there, reason) in needs.items():

@@ -44,7 +44,9 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(submit, "new_name", lambda kind: NAME)
     monkeypatch.setattr(follow, "_LONGEST_PAUSE_S", 0.0)
     calls.client.cache_clear()
-    return new_bucket(server, "results")
+    name = new_bucket(server, "results")
+    put(server, "photos/train/Akita/1.jpg", "a photo")
+    return name
 
 
 @pytest.fixture
@@ -285,6 +287,18 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_is_sent(script: Scri
     assert failure_of(config) == (
         "launcher.bucket=elsewhere: there is no such bucket; accepted is a bucket of account 123456789012 "
         "(`aws s3 mb s3://elsewhere` makes one)"
+    )
+    assert script.asked["CreateTrainingJob"] == 0
+
+
+@pytest.mark.parametrize(
+    ("root", "found"), [("s3://results/phtos", "nothing is below it"), ("s3://results", "it has photos")]
+)
+def test_a_place_without_photos_is_told_before_anything_is_sent(
+    script: Script, tmp_path: Path, root: str, found: str
+) -> None:
+    assert failure_of(in_cloud(tmp_path, f"data.root={root}")) == (
+        f"data.root={root}: no train/ there, {found}; `python -m graft.data upload` sends a folder"
     )
     assert script.asked["CreateTrainingJob"] == 0
 

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,25 @@ def test_an_endpoint_answers_with_the_uploaded_model_until_it_is_deleted(aws: Lo
     client.delete_endpoint_config(EndpointConfigName="stripes")
     client.delete_model(ModelName="stripes")
     assert client.list_models()["Models"] == client.list_endpoint_configs()["EndpointConfigs"] == []
+
+
+@pytest.mark.torchserve
+def test_an_endpoint_of_awss_image_is_awss_stack(aws: LocalAws, packed_run: Path) -> None:
+    client, runtime = aws.client("sagemaker"), aws.client("sagemaker-runtime")
+    image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312"
+    upload(aws.url, packed_run / "model.tar.gz", f"s3://{BUCKET}/stack/model.tar.gz")
+    client.create_model(**model_request(replace(HERE, image=image), "stack", f"s3://{BUCKET}/stack/model.tar.gz"))
+    client.create_endpoint_config(**endpoint_config_request(HERE, "stack", "stack"))
+    client.create_endpoint(**endpoint_request(HERE, "stack", "stack"))
+    client.get_waiter("endpoint_in_service").wait(EndpointName="stack", WaiterConfig={"Delay": 1})
+    photo = sorted((packed_run.parent / "photos" / "test" / "class_1").iterdir())[0].read_bytes()
+    answer = runtime.invoke_endpoint(EndpointName="stack", Body=photo, ContentType="image/jpeg")
+    assert json.loads(answer["Body"].read())["predictions"][0]["label"] == "class_1"
+    with pytest.raises(runtime.exceptions.ModelError, match=r"client error \(415\) from all"):
+        runtime.invoke_endpoint(EndpointName="stack", Body=b"abc", ContentType="text/html")
+    client.delete_endpoint(EndpointName="stack")
+    logs = aws.client("logs").filter_log_events(logGroupName="/aws/sagemaker/Endpoints/stack")["events"]
+    assert any("TorchServe" in event["message"] or "Torchserve" in event["message"] for event in logs)
 
 
 def test_an_endpoint_whose_container_ends_has_failed(aws: LocalAws, packed_run: Path) -> None:

@@ -42,6 +42,10 @@ def test_who_starts_jobs_may_start_those_of_graft_and_pass_its_role() -> None:
     assert not any("Tuning" in action for action in user if "List" not in action)
 
 
+def test_whoever_starts_jobs_reads_the_photos_that_reports_show() -> None:
+    assert "arn:aws:s3:::photos/dogs/*" in allowed(policies(in_cloud())["user"])["s3:GetObject"]
+
+
 def test_the_role_is_passed_to_sagemaker_alone() -> None:
     statements = policies(in_cloud())["user"]["Statement"]
     (passing,) = (statement for statement in statements if statement["Action"] == ["iam:PassRole"])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ from graft.launcher.requests import (
     endpoint_config_request,
     endpoint_request,
     model_request,
-    parameter_ranges,
     training_job_request,
-    tuning_job_request,
 )
-from graft.launcher.validation import check_request, problems
+from graft.launcher.tuning import parameter_ranges, tuning_job_request
+from graft.launcher.validation import check_request, in_python, problems
 from tests.composing import composed
 
 GOLDEN = Path(__file__).with_name("golden") / "requests"
@@ -164,6 +164,28 @@ def test_a_field_that_is_not_accepted_is_named(changes: dict[str, Any], message:
     assert said.startswith(message)
 
 
+def patterns(shape: Any, seen: set[str]) -> set[str]:
+    """All patterns below a shape of the service model."""
+    if shape.name in seen:
+        return set()
+    seen.add(shape.name)
+    inner = [*getattr(shape, "members", {}).values()]
+    inner += [getattr(shape, name) for name in ("member", "key", "value") if hasattr(shape, name)]
+    own = {shape.metadata["pattern"]} if "pattern" in shape.metadata else set()
+    return own.union(*(patterns(part, seen) for part in inner))
+
+
+@pytest.mark.parametrize("operation", sorted({operation for operation, _ in REQUESTS.values()}))
+def test_the_patterns_of_an_operation_are_read(operation: str) -> None:
+    from botocore.session import get_session
+
+    model = get_session().get_service_model("sagemaker").operation_model(operation)
+    found = patterns(model.input_shape, set())
+    assert found
+    for pattern in found:
+        re.compile(in_python(pattern))
+
+
 def test_letters_of_any_script_are_accepted_in_tags() -> None:
     request = training() | {"Tags": [{"Key": "Züchter", "Value": "狗 der Woche: a_b/1+2=3@x"}]}
     assert list(problems("CreateTrainingJob", request)) == []
@@ -184,9 +206,13 @@ def test_a_job_that_goes_on_has_the_checkpoints_of_the_earlier_one() -> None:
 
 
 def test_ranges_of_every_kind() -> None:
-    spreads = {"a.b": Spread((True, False)), "c.d": Spread((), 1, 9, whole=True, log=True), "e": Spread((), 0.5, 1)}
+    spreads = {
+        "a.b": Spread((True, False, None)),
+        "c.d": Spread((), 1, 9, whole=True, log=True),
+        "e": Spread((), 0.5, 1),
+    }
     assert parameter_ranges(spreads) == {
-        "CategoricalParameterRanges": [{"Name": "a__b", "Values": ["true", "false"]}],
+        "CategoricalParameterRanges": [{"Name": "a__b", "Values": ["true", "false", "null"]}],
         "IntegerParameterRanges": [
             {"Name": "c__d", "MinValue": "1", "MaxValue": "9", "ScalingType": "Logarithmic"},
         ],

@@ -1,4 +1,4 @@
-"""The story of `make story`, in short: photos to S3, a training job, its run, an endpoint, answers, and nothing left."""
+"""`make story` in short: photos to S3, a training job, its run, an endpoint, answers, and nothing left."""
 
 from __future__ import annotations
 

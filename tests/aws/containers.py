@@ -1,37 +1,53 @@
-"""What answers for an endpoint: our own server, whatever the image, as a process on the unpacked model."""
+"""What answers for an endpoint: our own server or AWS's PyTorch stack, as a process on the unpacked model."""
 
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from benchmarks.torchserve import ENVIRONMENT, running_stack
 from tests.aws.process import Job
 
 LONGEST_START_S = 240.0
 ROOT = Path(__file__).resolve().parents[2]
+
+# Of a folder that stands for /opt/ml, with the model in it; a process's environment; where its lines go; what is set
+# when nobody wants it any more: a context that yields the port where it answers, or raises TimeoutError.
+Container = Callable[[Path, Mapping[str, str], Callable[[str], None], threading.Event], AbstractContextManager[int]]
+
+
+def container_of(image: str) -> Container:
+    """What stands for an image: AWS's own stack for its PyTorch images, where that is installed; else our server."""
+    return pytorch_stack if "pytorch-inference" in image and ENVIRONMENT in os.environ else own_server
+
+
+@contextmanager
+def pytorch_stack(
+    base: Path, environment: Mapping[str, str], tell: Callable[[str], None], deleted: threading.Event
+) -> Iterator[int]:
+    """TorchServe with AWS's toolkits; one at a time is what a machine can run. See `Container`."""
+    # Its PATH leads to the stack's own programs.
+    settings = {name: value for name, value in environment.items() if name != "PATH"}
+    with running_stack(base, Path(os.environ[ENVIRONMENT]), settings) as stack:
+        try:
+            yield stack.port
+        finally:
+            for line in stack.log.read_text(errors="replace").splitlines():
+                tell(line)
 
 
 @contextmanager
 def own_server(
     base: Path, environment: Mapping[str, str], tell: Callable[[str], None], deleted: threading.Event
 ) -> Iterator[int]:
-    """`python -m serve local`, as our own container runs it, until the context ends; yields its port.
-
-    Args:
-        base: stands for /opt/ml, with the model in it.
-        environment: of the process.
-        tell: is given its lines.
-        deleted: is set when nobody wants it any more.
-
-    Raises:
-        TimeoutError: it does not answer.
-    """
+    """`python -m serve local`, as our own container runs it. See `Container`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])

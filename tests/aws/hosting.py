@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.aws.account import ACCOUNT, LogStream, arn, check_role, environment, list_objects, split_uri
-from tests.aws.containers import own_server
+from tests.aws.containers import container_of
 from tests.aws.listing import paged
 from tests.aws.rejections import Rejection, invalid
 
@@ -71,7 +71,7 @@ class Endpoint:
         container = self.model["PrimaryContainer"]
         environ = {**environment(self.url), **container.get("Environment", {})}
         try:
-            with own_server(self.folder, environ, log.write, self.deleted) as self.port:
+            with container_of(container["Image"])(self.folder, environ, log.write, self.deleted) as self.port:
                 self._settle("InService")
                 self._wait(log)
         except TimeoutError:
@@ -120,7 +120,7 @@ class Endpoint:
         """End it."""
         self.deleted.set()
         if self.thread:
-            self.thread.join(timeout=30)
+            self.thread.join(timeout=150)  # AWS's stack is waited for when it has begun to start
 
     def describe(self) -> dict[str, Any]:
         """The answer of DescribeEndpoint."""

@@ -25,7 +25,7 @@ from graft.launcher.cloud import conclude, conclude_member
 from graft.launcher.follow import follow, stop
 from graft.launcher.listing import list_jobs, table
 from graft.launcher.policy import policies
-from graft.launcher.prices import renew_prices
+from graft.launcher.prices import read_prices, renew_prices
 from graft.launcher.source import CHECKOUT
 from graft.launcher.status import ask
 from graft.launcher.sweep import follow_sweep, members
@@ -83,10 +83,11 @@ def _stop(run_dir: Path) -> None:
 
 
 def _list(rest: Sequence[str]) -> None:
-    region = found_region(_configured(rest))
+    config = _configured(rest)
+    region = found_region(config)
     if region is None:
         raise ConfigError("launcher.region=null: accepted is the name of a region, such as us-east-1")
-    table(list_jobs(region), region)
+    table(list_jobs(region), region, read_prices(_cache(config)))
 
 
 def _policy(rest: Sequence[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from graft.launcher.calls import client, explained
+from graft.launcher.prices import Prices
 
 _MOST = 50  # of each kind, the newest: what is billed is among them
 
@@ -22,6 +23,7 @@ class Listed:
         state: InProgress, Stopping, Completed, Failed or Stopped.
         age_s: seconds since it was created.
         ran_s: seconds from its creation to its end, or until now.
+        machines: instance type and how many, of a training job that is billed now.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Listed:
     state: str
     age_s: float
     ran_s: float
+    machines: tuple[str, int] | None = None
 
     @property
     def is_billed(self) -> bool:
@@ -52,7 +55,15 @@ def _training(region: str) -> Iterator[Listed]:
             NameContains="graft-", SortBy="CreationTime", SortOrder="Descending", MaxResults=_MOST
         )
     for job in answer["TrainingJobSummaries"]:
-        yield listed(job["TrainingJobName"], "training", job["TrainingJobStatus"], job, "TrainingEndTime")
+        found = listed(job["TrainingJobName"], "training", job["TrainingJobStatus"], job, "TrainingEndTime")
+        yield replace(found, machines=_machines(found.name, region)) if found.is_billed else found
+
+
+def _machines(name: str, region: str) -> tuple[str, int]:
+    with explained(f"job {name}"):
+        described = client("sagemaker", region).describe_training_job(TrainingJobName=name)
+    resources = described["ResourceConfig"]
+    return resources["InstanceType"], resources["InstanceCount"]
 
 
 def _tuning(region: str) -> Iterator[Listed]:
@@ -72,21 +83,30 @@ def listed(name: str, kind: str, state: str, job: dict[str, Any], end: str) -> L
     return Listed(name, kind, state, (now - created).total_seconds(), (ended - created).total_seconds())
 
 
-def table(jobs: Sequence[Listed], region: str) -> None:
-    """Print them, and how many are billed."""
+def table(jobs: Sequence[Listed], region: str, prices: Prices) -> None:
+    """Print them, and what those cost so far that are billed now."""
     from rich.console import Console
     from rich.table import Table
 
     rows = Table(title=f"jobs in {region}", title_justify="left")
-    for column in ("job", "kind", "state", "age", "ran"):
+    for column in ("job", "kind", "state", "age", "ran", "so far, at most"):
         rows.add_column(column, overflow="fold")
     for job in jobs:
-        rows.add_row(job.name, job.kind, job.state, in_words(job.age_s), in_words(job.ran_s))
+        rows.add_row(job.name, job.kind, job.state, in_words(job.age_s), in_words(job.ran_s), cost(job, region, prices))
     out = Console()
     if jobs:
         out.print(rows)
     billed = sum(job.is_billed for job in jobs)
     out.print(f"{billed} of {len(jobs)} jobs are billed now; `python -m serve list` shows endpoints", highlight=False)
+
+
+def cost(job: Listed, region: str, prices: Prices) -> str:
+    """Dollars of a job that is billed now; its trials stand for a tuning job, and waiting is counted too."""
+    if job.machines is None:
+        return ""
+    name, count = job.machines
+    price = prices.of(name, region)
+    return f"no price of {name}" if price is None else f"${job.ran_s / 3600 * price * count:.2f}"
 
 
 def in_words(seconds: float) -> str:

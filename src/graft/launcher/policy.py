@@ -47,16 +47,12 @@ def _of_user(config: Config) -> Iterator[Statement]:
     yield _allow(["iam:PassRole"], [role]) | {
         "Condition": {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
     }
-    yield _allow(["s3:ListBucket"], [_bucket(config, _own_bucket(config))])
-    yield _allow(["s3:GetObject", "s3:PutObject"], [_bucket(config, f"{_own(config)}*")])
+    yield from _files(config)
     yield _allow(["logs:DescribeLogStreams", "logs:GetLogEvents"], _log_groups(config, _LOGS))
 
 
 def _of_role(config: Config) -> Iterator[Statement]:
-    yield _allow(["s3:GetObject", "s3:PutObject"], [_bucket(config, f"{_own(config)}*")])
-    yield _allow(["s3:ListBucket"], sorted(_bucket(config, name) for name in _read_buckets(config)))
-    if read := list(_read(config)):
-        yield _allow(["s3:GetObject"], [_bucket(config, place) for place in read])
+    yield from _files(config)
     yield _allow(
         ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
         _log_groups(config, _LOGS),
@@ -71,6 +67,14 @@ def _of_role(config: Config) -> Iterator[Statement]:
     )
     if config.launcher.subnets:
         yield _allow(_NETWORK, ["*"])
+
+
+def _files(config: Config) -> Iterator[Statement]:
+    """Photos and weights are read; only graft's own folder is written."""
+    yield _allow(["s3:GetObject", "s3:PutObject"], [_bucket(config, f"{_own(config)}*")])
+    yield _allow(["s3:ListBucket"], sorted(_bucket(config, name) for name in _read_buckets(config)))
+    if read := list(_read(config)):
+        yield _allow(["s3:GetObject"], [_bucket(config, place) for place in read])
 
 
 # Of a role whose jobs run in a VPC, as AWS's page on execution roles lists them.

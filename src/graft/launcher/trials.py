@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,7 +45,7 @@ def read_trials(ticket: Ticket) -> list[TunedTrial]:
 
 def best_trial(trials: Sequence[TunedTrial], *, maximize: bool) -> TunedTrial | None:
     """The one with the best objective of those that came to their end; None where none did."""
-    ended = [(trial.value, trial) for trial in trials if trial.state == "Completed" and trial.value is not None]
+    ended = [(t.value, t) for t in trials if t.state == "Completed" and t.value is not None and math.isfinite(t.value)]
     if not ended:
         return None
     return (max if maximize else min)(ended, key=lambda pair: pair[0])[1]

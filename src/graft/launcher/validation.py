@@ -100,7 +100,7 @@ def _accepted(value: Any, shape: Any) -> str | None:
     if (low is not None and size < low) or (high is not None and size > high):
         return _range(low, high, shape.type_name if sized else "number")
     pattern = limits.get("pattern")
-    if pattern and not re.fullmatch(_in_python(pattern), value, re.DOTALL):
+    if pattern and not re.fullmatch(in_python(pattern), value, re.DOTALL):
         return f"text that matches {pattern}"
     return None
 
@@ -121,7 +121,8 @@ def _one_of(value: str, options: list[str]) -> str:
     return f"one of {len(options)}, the nearest: {', '.join(near)}"
 
 
-def _in_python(pattern: str) -> str:
+def in_python(pattern: str) -> str:
+    """A pattern of the service model, which are Java's, as Python has it."""
     for theirs, ours in _CLASSES.items():
         pattern = pattern.replace(theirs, ours)
     return pattern

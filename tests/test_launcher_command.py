@@ -1,0 +1,163 @@
+"""`python -m graft.launcher`: follow, stop, list, prices, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graft.errors import CloudError, ConfigError, RunError
+from graft.launcher.__main__ import main
+from graft.launcher.listing import Listed, cost, in_words, listed
+from graft.launcher.prices import Machine, Prices, read_prices
+from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from tests.s3server import CREDENTIALS, forget_account
+from tests.scripted import ABSENT, Script, training
+
+JOB = Ticket(
+    "graft-1", "training", "train", "us-east-1", "s3://b/j", "s3://b/j/checkpoints/run", "ml.m5.large", 1, 0.36
+)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    forget_account(monkeypatch)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return Script(monkeypatch)
+
+
+def submitted(run_dir: Path, **more: Any) -> None:
+    write_ticket(run_dir, Ticket(**{**vars(JOB), "state": "submitted", **more}))
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "message"),
+    [
+        (["watch"], ConfigError, "watch is no command; accepted: follow, stop, list, policy, prices, calibrate"),
+        (["follow"], ConfigError, "accepted: the run directory of a job, or of a sweep"),
+        (["follow", "elsewhere"], RunError, "run_dir=elsewhere has no job.json: no job was submitted for it"),
+        (["list"], ConfigError, "launcher.region=null: accepted is the name of a region, such as us-east-1"),
+        (["policy", "who=me"], ConfigError, "who=me: accepted is user, role, trust"),
+        (["prices"], ConfigError, "accepted: python -m graft.launcher prices REGION"),
+    ],
+)
+def test_what_is_refused(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], error: type[Exception], message: str
+) -> None:
+    forget_account(monkeypatch)
+    with pytest.raises(error) as caught:
+        main(argv)
+    assert str(caught.value) == message
+
+
+def test_stop_ends_what_runs(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted(tmp_path)
+    script.answer("DescribeTrainingJob", training("InProgress"))
+    script.answer("StopTrainingJob", (200, {}))
+    main(["stop", str(tmp_path)])
+    assert "graft-1 is being stopped; billing ends within minutes" in capsys.readouterr().err
+    assert script.asked["StopTrainingJob"] == 1
+
+
+def test_stop_leaves_what_has_ended(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted(tmp_path)
+    script.answer("DescribeTrainingJob", training("Completed"))
+    main(["stop", str(tmp_path)])
+    assert capsys.readouterr().err == "graft-1 has ended before: Completed\n"
+
+
+def test_stop_takes_a_tuning_job(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, kind="tuning", entry="tune")
+    described = {
+        "HyperParameterTuningJobStatus": "InProgress",
+        "HyperParameterTuningJobConfig": {"Strategy": "Random", "ResourceLimits": {"MaxParallelTrainingJobs": 1}},
+    }
+    script.answer("DescribeHyperParameterTuningJob", (200, described))
+    script.answer("StopHyperParameterTuningJob", (200, {}))
+    main(["stop", str(tmp_path)])
+    assert script.asked["StopHyperParameterTuningJob"] == 1
+
+
+def test_a_job_that_is_not_there_is_told(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path)
+    script.answer("DescribeTrainingJob", ABSENT)
+    with pytest.raises(CloudError, match=r"job graft-1: refused \(ValidationException: Requested resource not found\)"):
+        main(["stop", str(tmp_path)])
+
+
+def test_follow_goes_on_with_a_failed_job(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graft.launcher.cloud.fetch_run", lambda location, run_dir: 0)
+    submitted(tmp_path)
+    script.answer("DescribeTrainingJob", training("Failed", FailureReason="no photos", BillableTimeInSeconds=3600))
+    script.answer("DescribeLogStreams", (200, {"logStreams": []}), service="logs")
+    with pytest.raises(CloudError, match="job graft-1 failed: no photos"):
+        main(["follow", f"run_dir={tmp_path}"])
+    ticket = read_ticket(tmp_path)
+    assert ticket is not None
+    assert ticket.actual_usd == pytest.approx(0.36)
+
+
+def test_list_shows_what_is_billed_first(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(name: str, state: str, ago: float) -> dict[str, object]:
+        created = datetime.now(UTC) - timedelta(seconds=ago)
+        return {
+            "TrainingJobName": name,
+            "TrainingJobArn": "a" * 20,
+            "TrainingJobStatus": state,
+            "CreationTime": created.timestamp(),
+        }
+
+    jobs = [job("graft-old", "Completed", 10), job("graft-new", "InProgress", 7200)]
+    script.answer("ListTrainingJobs", (200, {"TrainingJobSummaries": jobs}))
+    script.answer("ListHyperParameterTuningJobs", (200, {"HyperParameterTuningJobSummaries": []}))
+    machines = {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}
+    script.answer("DescribeTrainingJob", training("InProgress", ResourceConfig=machines))
+    main(["list", "features.cache_dir=nowhere"])
+    out = capsys.readouterr().out
+    assert out.index("graft-new") < out.index("graft-old")
+    assert "$2.95" in out  # two hours of two machines
+    assert "1 of 2 jobs are billed now; `python -m serve list` shows endpoints" in out
+
+
+def test_ages_in_words() -> None:
+    assert [in_words(seconds) for seconds in (300, 7200, 200_000)] == ["5 min", "2.0 h", "2.3 days"]
+
+
+def test_a_job_without_a_price_says_so() -> None:
+    prices = Prices("2026-01-01", "us-east-1", "a test", {})
+    assert cost(Listed("a", "training", "InProgress", 1, 1, ("ml.x1.large", 1)), "us-east-1", prices) == (
+        "no price of ml.x1.large"
+    )
+    assert cost(Listed("a", "tuning", "InProgress", 1, 1), "us-east-1", prices) == ""
+
+
+def test_a_job_that_has_ended_ran_until_then() -> None:
+    now = datetime.now(UTC)
+    times = {"CreationTime": now - timedelta(hours=2), "TrainingEndTime": now - timedelta(hours=1)}
+    assert listed("a", "training", "Completed", times, "TrainingEndTime").ran_s == pytest.approx(3600)
+
+
+def test_prices_are_renewed_and_counted_by_plans(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    product = {
+        "product": {"attributes": {"instanceName": "ml.g4dn.xlarge", "vCpu": "4", "gpu": "1"}},
+        "terms": {"OnDemand": {"a": {"priceDimensions": {"b": {"unit": "Hrs", "pricePerUnit": {"USD": "0.92"}}}}}},
+    }
+    script.answer("GetProducts", (200, {"PriceList": [json.dumps(product)]}), service="pricing")
+    main(["prices", "eu-central-1"])
+    assert capsys.readouterr().out.startswith("1 machines in eu-central-1 on ")
+    prices = read_prices(tmp_path / "cache")
+    assert (prices.region, prices.machines) == ("eu-central-1", {"ml.g4dn.xlarge": Machine(0.92, 4, 1)})
+    script.answer("GetProducts", (200, {"PriceList": []}), service="pricing")
+
+
+def test_a_region_without_prices_is_told(script: Script) -> None:
+    script.answer("GetProducts", (200, {"PriceList": []}), service="pricing")
+    with pytest.raises(CloudError, match="region mars-1: AWS's price list has no training prices there"):
+        main(["prices", "mars-1"])
