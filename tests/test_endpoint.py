@@ -13,12 +13,12 @@ import pytest
 
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls
+from graft.launcher.policy import TTL_ROLE
 from serve import endpoint_creation as creation
 from serve.__main__ import main
 from serve.endpoint import delete, deploy
 from serve.endpoint_listing import show
 from serve.endpoint_predicting import predict
-from serve.endpoint_requests import TTL_ROLE
 from tests.aws.account import ACCOUNT
 from tests.aws.server import BUCKET, ROLE, LocalAws, running_aws
 from tests.s3server import use_server
@@ -106,6 +106,7 @@ def tampered(archive: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_fails_to_start_is_rolled_back(
     aws: LocalAws, packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_sent(aws: LocalAws, 
     delete(["endpoint=dogs"])
 
 
+@pytest.mark.slow
 def test_what_is_no_photo_is_told_as_the_endpoint_says_it(
     aws: LocalAws, packed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +178,7 @@ def test_what_is_no_photo_is_told_as_the_endpoint_says_it(
         predict([str(photo), "endpoint=dogs"])
 
 
+@pytest.mark.slow
 def test_what_a_schedule_leaves_is_listed_and_removed(
     aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_creation_that_is_refused_is_rolled_back(
     assert leftovers(aws) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("service", "operation", "said"), CREATIONS)
 def test_a_creation_whose_answer_is_lost_is_told_from_somebody_elses(
     aws: LocalAws, packed_run: Path, service: str, operation: str, said: str
@@ -106,6 +107,7 @@ def test_what_somebody_else_made_meanwhile_is_not_removed(aws: LocalAws, packed_
     aws.client("sagemaker").delete_endpoint_config(EndpointConfigName="dogs")
 
 
+@pytest.mark.slow
 def test_a_role_that_iam_has_just_made_is_waited_for(
     aws: LocalAws, packed_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,8 +126,9 @@ STAGES = [
     ("sagemaker", "CreateEndpointConfig", 1),
     ("scheduler", "CreateSchedule", 1),
     ("sagemaker", "CreateEndpoint", 1),
-    ("sagemaker", "DescribeEndpoint", 2),  # the first looks whether the name is free
-    ("sagemaker-runtime", "InvokeEndpoint", 2),
+    # the first looks whether the name is free
+    pytest.param("sagemaker", "DescribeEndpoint", 2, marks=pytest.mark.slow),
+    pytest.param("sagemaker-runtime", "InvokeEndpoint", 2, marks=pytest.mark.slow),
 ]
 
 
@@ -175,6 +178,7 @@ def test_an_endpoint_that_cannot_be_taken_back_is_named_with_its_end(
     assert "nothing of it is billed any more" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_says_what_is_left(aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(number: int, request: Any) -> None:
         if number in (2, 3):  # as the endpoint is waited for, and as it is taken back
@@ -190,6 +194,7 @@ def test_ctrl_c_twice_says_what_is_left(aws: LocalAws, packed_run: Path, capsys:
     assert leftovers(aws) == []
 
 
+@pytest.mark.slow
 def test_waiting_outlives_throttling(aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Six attempts of botocore are one look.
     disturb("sagemaker", "DescribeEndpoint", lambda number, request: THROTTLED if 2 <= number <= 7 else None)
