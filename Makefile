@@ -5,6 +5,7 @@
 #   make bench   images/s of the feature cache beside a plain loop
 #   make test-smdebug   tests with SageMaker's smdebug, in .venv-smdebug; as root it installs a C compiler if there is none
 #   make test-torchserve  the tests under AWS's PyTorch serving stack, in .venv-torchserve; skipped where there is no Java
+#   make test-schemathesis  schemathesis against the server's OpenAPI description, in .venv-schemathesis
 #   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
@@ -17,6 +18,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 VENV_SMDEBUG ?= .venv-smdebug
 VENV_TORCHSERVE ?= .venv-torchserve
+VENV_SCHEMATHESIS ?= .venv-schemathesis
 ARGS ?=
 DEMO_DIR := runs/demo
 
@@ -28,8 +30,10 @@ STAMP_SMDEBUG := $(VENV_SMDEBUG)/installed-$(shell { pwd; cat pyproject.toml con
 
 STAMP_TORCHSERVE := $(VENV_TORCHSERVE)/installed-$(shell { pwd; echo $(VENV); cat constraints.txt constraints-torchserve.txt; } | cksum | tr ' ' '-')
 
+STAMP_SCHEMATHESIS := $(VENV_SCHEMATHESIS)/installed-$(shell { pwd; cat constraints-schemathesis.txt; } | cksum | tr ' ' '-')
+
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test check bench picture test-smdebug test-torchserve
+.PHONY: help environment demo test check bench picture test-smdebug test-torchserve test-schemathesis
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -131,3 +135,15 @@ $(STAMP_TORCHSERVE): $(STAMP)
 	  > "$$($(VENV_TORCHSERVE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
 	@touch $@
 	@echo "$(VENV_TORCHSERVE) is ready."
+
+test-schemathesis: $(STAMP) $(STAMP_SCHEMATHESIS)
+	PATH="$(abspath $(VENV_SCHEMATHESIS))/bin:$$PATH" $(PY) -m pytest -m slow -k schemathesis tests/test_inputs.py $(ARGS)
+
+$(STAMP_SCHEMATHESIS): $(STAMP)
+	@echo "Setting up $(VENV_SCHEMATHESIS), once."
+	@rm -rf $(VENV_SCHEMATHESIS)
+	@$(PY) -m venv $(VENV_SCHEMATHESIS)
+	@$(VENV_SCHEMATHESIS)/bin/python -m pip install --disable-pip-version-check --no-input --quiet \
+	  -r constraints-schemathesis.txt
+	@touch $@
+	@echo "$(VENV_SCHEMATHESIS) is ready."
