@@ -8,6 +8,7 @@
 #   make local-aws   a local AWS that runs SageMaker jobs and endpoints as processes, until Ctrl-C; no account is needed
 #   make story   from photos to an endpoint and back to nothing on that local AWS (DATA=PATH; else ../shared/data/dogs)
 #   make test-torchserve  the tests under AWS's PyTorch serving stack, in .venv-torchserve; skipped where there is no Java
+#   make test-schemathesis  schemathesis against the server's OpenAPI description, in .venv-schemathesis
 #   make picture the README's picture of the report (of runs/demo; needs Chromium)
 # Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR another environment,
 # ARGS="..." is added to the target's command line.
@@ -22,6 +23,7 @@ VENV_SMDEBUG ?= .venv-smdebug
 VENV_TOOLKIT ?= .venv-toolkit
 export VENV_TOOLKIT
 VENV_TORCHSERVE ?= .venv-torchserve
+VENV_SCHEMATHESIS ?= .venv-schemathesis
 ARGS ?=
 DEMO_DIR := runs/demo
 
@@ -49,8 +51,10 @@ endef
 
 STAMP_TORCHSERVE := $(VENV_TORCHSERVE)/installed-$(shell { pwd; echo $(VENV); cat constraints.txt constraints-torchserve.txt; } | cksum | tr ' ' '-')
 
+STAMP_SCHEMATHESIS := $(VENV_SCHEMATHESIS)/installed-$(shell { pwd; cat constraints-schemathesis.txt; } | cksum | tr ' ' '-')
+
 .DEFAULT_GOAL := help
-.PHONY: help environment environment-smdebug demo test check bench picture test-smdebug toolkit local-aws story test-torchserve
+.PHONY: help environment environment-smdebug demo test check bench picture test-smdebug toolkit local-aws story test-torchserve test-schemathesis
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -166,3 +170,15 @@ $(STAMP_TORCHSERVE): $(STAMP)
 	  > "$$($(VENV_TORCHSERVE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
 	@touch $@
 	@echo "$(VENV_TORCHSERVE) is ready."
+
+test-schemathesis: $(STAMP) $(STAMP_SCHEMATHESIS)
+	PATH="$(abspath $(VENV_SCHEMATHESIS))/bin:$$PATH" $(PY) -m pytest -m slow -k schemathesis tests/test_inputs.py $(ARGS)
+
+$(STAMP_SCHEMATHESIS): $(STAMP)
+	@echo "Setting up $(VENV_SCHEMATHESIS), once."
+	@rm -rf $(VENV_SCHEMATHESIS)
+	@$(PY) -m venv $(VENV_SCHEMATHESIS)
+	@$(VENV_SCHEMATHESIS)/bin/python -m pip install --disable-pip-version-check --no-input --quiet \
+	  -r constraints-schemathesis.txt
+	@touch $@
+	@echo "$(VENV_SCHEMATHESIS) is ready."

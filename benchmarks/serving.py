@@ -37,7 +37,6 @@ from serve.model import ServedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"500 x 375": (500, 375), "1150 x 700": (1150, 700), "4000 x 3000": (4000, 3000)}
-CONCURRENCY = (1, 8, 32)
 WARM_UP_SECONDS = 1.5
 # What the original deployed: eager ResNet-50 on a photo resized by Pillow, JSON of the logits.
 ORIGINAL = """
@@ -86,6 +85,8 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2, help="through all set-ups; of the cells the median is told")
+    parser.add_argument("--only", default="", help="set-ups whose names hold this")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="with the small photos; others: 8")
     given = parser.parse_args()
     archives = {"fp32": given.fp32} | ({"int8": given.int8} if given.int8 else {})
     if "start" in given.parts:
@@ -95,7 +96,8 @@ def main() -> None:
         for name, archive in archives.items():
             print(f"engine alone, {name}: {engine_rate(archive, given.seconds):.1f} photos/s with both cores")
     if "servers" in given.parts:
-        compare(setups(archives, given.torchserve), given.seconds, given.rounds)
+        starts = {name: start for name, start in setups(archives, given.torchserve).items() if given.only in name}
+        compare(starts, given.clients, given.seconds, given.rounds)
 
 
 def print_starts(name: str, archive: Path, times: int = 5) -> None:
@@ -219,22 +221,23 @@ def photo(size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def compare(starts: Mapping[str, Start], seconds: float, rounds: int) -> None:
+def compare(starts: Mapping[str, Start], clients: Sequence[int], seconds: float, rounds: int) -> None:
     """Measure every set-up in every round, and print the medians."""
     photos = {name: photo(size) for name, size in SIZES.items()}
     small = next(iter(photos))
     # All concurrencies with the small photos; the larger ones where a server is busy.
-    wanted = [(small, clients) for clients in CONCURRENCY] + [(name, 8) for name in photos if name != small]
+    wanted = [(small, count) for count in clients] + [(name, 8) for name in photos if name != small]
     measured: dict[Cell, list[tuple[Load, Cost]]] = defaultdict(list)
     for _ in range(rounds):
         for setup, start in starts.items():
             with start() as (port, process):
                 wait_until_right(port, photos[small])
-                for name, clients in wanted:
-                    drive(port, photos[name], clients, WARM_UP_SECONDS)
+                for name, count in wanted:
+                    drive(port, photos[name], count, WARM_UP_SECONDS)
                     with watched(process) as cost:
-                        load = drive(port, photos[name], clients, seconds)
-                    measured[Cell(setup, name, clients)].append((load, cost))
+                        load = drive(port, photos[name], count, seconds)
+                    measured[Cell(setup, name, count)].append((load, cost))
+                    print(f"{setup}, {name}, {count} clients: {load.rate:.1f} requests/s", file=sys.stderr, flush=True)
     print_table(measured)
 
 
