@@ -20,7 +20,7 @@ from omegaconf import DictConfig  # noqa: E402
 from graft.command import overrides_given, prepare  # noqa: E402
 from graft.config import Config, parse, sweep_member  # noqa: E402
 from graft.launcher import finish_sweep, launch  # noqa: E402
-from graft.terminal import has_runs, plain_errors, run_table, sweep_table  # noqa: E402
+from graft.terminal import plain_errors, run_table, sweep_table  # noqa: E402
 
 if TYPE_CHECKING:
     from graft.trainer import RunResult
@@ -60,7 +60,8 @@ if __name__ == "__main__":
         command = prepare(sys.argv[1:], now=time.strftime("%Y-%m-%d_%H-%M-%S"), conf=Path(__file__).with_name("conf"))
     sys.argv[1:] = command.argv
     main()
-    if command.multirun and has_runs(Path(command.run_dir)):
-        with plain_errors(command.run_dir):
-            finish_sweep(Path(command.run_dir))
-        sys.exit(0 if sweep_table(Path(command.run_dir)) else 1)
+    if command.multirun:
+        sweep_dir = Path(command.run_dir)
+        with plain_errors(sweep_dir):
+            has_runs = finish_sweep(sweep_dir)
+        sys.exit(0 if not has_runs or sweep_table(sweep_dir) else 1)

@@ -50,6 +50,19 @@ def test_only_what_is_missing_is_listed() -> None:
             Entry.train)  # fmt: skip
 
 
+def test_weights_that_are_not_there_are_told_before_a_job_is_billed(tmp_path: Path) -> None:
+    weights = tmp_path / "resnet50.pth"
+    config = composed("trainer=sagemaker_gpu", "data=demo", f"model.weights={weights}")
+    with pytest.raises(
+        ConfigError, match=rf"model\.weights=FILE \(now {re.escape(str(weights))}, which is not there\)"
+    ):
+        require(config, Entry.train)
+    weights.write_bytes(b"")
+    with pytest.raises(ConfigError) as caught:
+        require(config, Entry.train)
+    assert "model.weights" not in str(caught.value)
+
+
 def test_a_search_in_a_job_keeps_its_study_itself() -> None:
     config = composed("trainer=sagemaker_gpu", "data=demo", "search.storage='sqlite:///x.db'")
     with pytest.raises(ConfigError, match=r"search\.storage=null \(now sqlite:///x\.db\)"):

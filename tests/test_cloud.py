@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from graft.config import Config
+from graft.command import value_of
+from graft.config import Config, changed
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls, follow, submit
 from graft.launcher.cloud import Work, run_in_cloud
-from graft.launcher.ticket import read_ticket
+from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
 from tests.scripted import ABSENT, BROKEN, DENIED, THROTTLED, Script, training
@@ -44,7 +47,9 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(submit, "new_name", lambda kind: NAME)
     monkeypatch.setattr(follow, "_LONGEST_PAUSE_S", 0.0)
     calls.client.cache_clear()
-    return new_bucket(server, "results")
+    name = new_bucket(server, "results")
+    put(server, "photos/train/Akita/1.jpg", "a photo")
+    return name
 
 
 @pytest.fixture
@@ -55,14 +60,17 @@ def script(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Script:
     return script
 
 
+@cache
+def account() -> Config:
+    """What all tests share, composed once."""
+    named = (f"launcher.role={ROLE}", "launcher.bucket=results", "launcher.region=us-east-1", "launcher.image=here:1")
+    return composed("trainer=sagemaker_gpu", "data=folder", "data.root=s3://results/photos", *named)
+
+
 def in_cloud(tmp_path: Path, *more: str) -> Config:
-    places = (
-        f"run_dir={tmp_path / 'run'}",
-        f"features.cache_dir={tmp_path / 'cache'}",
-        "data.root=s3://results/photos",
-    )
-    account = (f"launcher.role={ROLE}", "launcher.bucket=results", "launcher.region=us-east-1", "launcher.image=here:1")
-    return composed("trainer=sagemaker_gpu", "data=folder", *places, *account, *more)
+    given = (override.partition("=") for override in more)
+    places = {"run_dir": str(tmp_path / "run"), "features.cache_dir": str(tmp_path / "cache")}
+    return changed(account(), places | {key: value_of(key, text) for key, _, text in given})
 
 
 def put(server: str, key: str, content: object) -> None:
@@ -173,6 +181,7 @@ def test_the_same_command_goes_on_with_the_checkpoints_of_a_failed_job(
     )
     leave_run(server)
     calls.client.cache_clear()
+    script.answer("DescribeTrainingJob", training("Completed"))
     monkeypatch.setattr(submit, "new_name", lambda kind: "graft-train-2")
     sent: list[bytes] = []
     service = calls.client("sagemaker", "us-east-1")
@@ -186,9 +195,24 @@ def test_the_same_command_goes_on_with_the_checkpoints_of_a_failed_job(
     assert ticket.results == f"s3://results/graft/jobs/{NAME}/checkpoints/run"
 
 
+def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(
+    server: str, script: Script, tmp_path: Path
+) -> None:
+    leave_run(server)
+    ticket = Ticket(
+        "graft-tune-1", "tuning", "tune", "us-east-1", "s3://b/j", "s3://results/graft/jobs", "ml.m5.large", 1
+    )
+    write_ticket(tmp_path / "run", replace(ticket, state="Stopped"))
+    script.answer("DescribeTrainingJob", training("Completed"))
+    found = run_in_cloud(Work(in_cloud(tmp_path)))
+    assert found is not None
+    assert found.results == f"s3://results/graft/jobs/{NAME}/checkpoints/run"
+
+
 def test_a_killed_client_comes_back_to_its_job(server: str, script: Script, tmp_path: Path) -> None:
     assert run_in_cloud(Work(in_cloud(tmp_path, "launcher.wait=false"))) is None
     leave_run(server)
+    script.answer("DescribeTrainingJob", training("Completed"))
     ticket = run_in_cloud(Work(in_cloud(tmp_path)))
     assert ticket is not None
     assert ticket.name == NAME
@@ -285,6 +309,18 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_is_sent(script: Scri
     assert failure_of(config) == (
         "launcher.bucket=elsewhere: there is no such bucket; accepted is a bucket of account 123456789012 "
         "(`aws s3 mb s3://elsewhere` makes one)"
+    )
+    assert script.asked["CreateTrainingJob"] == 0
+
+
+@pytest.mark.parametrize(
+    ("root", "found"), [("s3://results/phtos", "nothing is below it"), ("s3://results", "it has photos")]
+)
+def test_a_place_without_photos_is_told_before_anything_is_sent(
+    script: Script, tmp_path: Path, root: str, found: str
+) -> None:
+    assert failure_of(in_cloud(tmp_path, f"data.root={root}")) == (
+        f"data.root={root}: no train/ there, {found}; `python -m graft.data upload` sends a folder"
     )
     assert script.asked["CreateTrainingJob"] == 0
 

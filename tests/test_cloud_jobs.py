@@ -77,6 +77,9 @@ def test_a_tuning_job_leaves_what_a_search_leaves(tmp_path: Path, photos: str) -
     metrics = json.loads((run / "best" / "metrics.json").read_text())
     assert metrics["valid/loss"] == pytest.approx(best["value"], abs=1e-6)
     assert "test/loss" not in metrics
+    kept = (run / "best" / "config.yaml").read_text()
+    assert f"root: {photos}" in kept
+    assert f"hidden: {best['params']['model.hidden']}" in kept
     assert f"optim.lr={best['params']['optim.lr']}" in (run / "best.yaml").read_text()
     assert "trials: 2, 2 ok" in out
     assert (run / "report.html").exists()
@@ -100,7 +103,7 @@ def test_a_sweep_runs_a_job_for_each_combination(aws: LocalAws, tmp_path: Path, 
 def test_a_whole_search_is_one_job(tmp_path: Path, photos: str) -> None:
     space = ["search=given", "optim.lr=choice(0.003, 0.03)", "search.trials=3", "search.repeats=0"]
     process = start(command(tmp_path, photos, *space, "trainer.max_epochs=1"), script="tune.py")
-    out, err = process.communicate(timeout=280)
+    _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert "search.backend=tuning_job $" in err
     assert "trials: 3, 3 ok" in err  # the job's own summary, in its log

@@ -94,6 +94,14 @@ def test_a_plan_states_its_price_table_and_its_assumptions() -> None:
     assert "ends by itself: after 4 h, $2.88 (launcher.max_hours)" in text
 
 
+def test_gpus_that_are_paid_for_and_not_used_are_told() -> None:
+    prices = Prices("2026-01-02", "us-east-1", "a test", {"ml.g4dn.12xlarge": Machine(4.89, 48, 4)})
+    one, four = (in_cloud("launcher.instance_type=ml.g4dn.12xlarge", f"trainer.devices={n}") for n in (1, 4))
+    plan = make_plan(one, Entry.train, 1, prices, CORE, None)
+    assert "1 of the machine's 4 GPUs (trainer.devices=4 uses all)" in plan.assumptions
+    assert plan.job_minutes.high > make_plan(four, Entry.train, 1, prices, CORE, None).job_minutes.high
+
+
 def test_a_budget_refuses_with_the_sum_and_ends_jobs() -> None:
     config = in_cloud("budget.usd=0.01")
     plan = make_plan(config, Entry.train, 1, PRICES, CORE, None)

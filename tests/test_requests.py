@@ -22,10 +22,9 @@ from graft.launcher.requests import (
     endpoint_config_request,
     endpoint_request,
     model_request,
-    parameter_ranges,
     training_job_request,
-    tuning_job_request,
 )
+from graft.launcher.tuning import parameter_ranges, tuning_job_request
 from graft.launcher.validation import check_request, in_python, problems
 from tests.composing import composed
 
@@ -207,9 +206,13 @@ def test_a_job_that_goes_on_has_the_checkpoints_of_the_earlier_one() -> None:
 
 
 def test_ranges_of_every_kind() -> None:
-    spreads = {"a.b": Spread((True, False)), "c.d": Spread((), 1, 9, whole=True, log=True), "e": Spread((), 0.5, 1)}
+    spreads = {
+        "a.b": Spread((True, False, None)),
+        "c.d": Spread((), 1, 9, whole=True, log=True),
+        "e": Spread((), 0.5, 1),
+    }
     assert parameter_ranges(spreads) == {
-        "CategoricalParameterRanges": [{"Name": "a__b", "Values": ["true", "false"]}],
+        "CategoricalParameterRanges": [{"Name": "a__b", "Values": ["true", "false", "null"]}],
         "IntegerParameterRanges": [
             {"Name": "c__d", "MinValue": "1", "MaxValue": "9", "ScalingType": "Logarithmic"},
         ],

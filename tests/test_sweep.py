@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from graft.errors import CloudError
+from graft.launcher import finish_sweep
 from graft.launcher.cloud import conclude_member
 from graft.launcher.sweep import follow_sweep, members, planned_by_others, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
@@ -84,14 +85,32 @@ def test_ctrl_c_names_all_that_goes_on(script: Script, tmp_path: Path, capsys: p
     states(script, training("InProgress"))
     with pytest.raises(KeyboardInterrupt):
         follow_sweep(tmp_path, lambda ticket, run: None, pause=interrupt)
-    assert "one, two go on and are billed; watch them with `python -m graft.launcher follow" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        f"of this sweep go on and are billed: one, two; watch them with `python -m graft.launcher follow {tmp_path}`, "
+        f"end them with `python -m graft.launcher stop {tmp_path}`\n"
+    )
 
 
 def test_denied_names_the_job_that_goes_on(script: Script, tmp_path: Path) -> None:
-    submitted(tmp_path, "one")
+    submitted(tmp_path, "one", "two")
     states(script, DENIED)
-    with pytest.raises(CloudError, match="one goes on and is billed"):
+    with pytest.raises(CloudError, match=r"one goes on and is billed.*of this sweep go on and are billed: one, two"):
         follow_sweep(tmp_path, lambda ticket, run: None)
+
+
+def test_a_sweep_that_is_not_waited_for_says_how_to_follow_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(tmp_path, "one", "two", followed=False)
+    assert not finish_sweep(tmp_path)
+    assert "of this sweep go on and are billed: one, two" in capsys.readouterr().err
+
+
+def test_a_sweep_that_was_only_planned_has_no_runs_to_show(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    assert not finish_sweep(tmp_path)
+    (tmp_path / "0" / "run.json").write_text("{}")
+    assert finish_sweep(tmp_path)
 
 
 def test_what_the_others_cost_counts_against_the_budget(tmp_path: Path) -> None:

@@ -165,11 +165,6 @@ def run_table(
     out.print(f"next: python -c \"import graft; print(graft.load('{run_dir}/bundle')('PHOTO'))\"", soft_wrap=True)
 
 
-def has_runs(sweep_dir: Path) -> bool:
-    """Whether a sweep left anything; of one that was only planned, its folders are empty."""
-    return any(True for _ in sweep_dir.glob("*/*.json"))
-
-
 def sweep_table(sweep_dir: Path) -> bool:
     """One row per run of a sweep, the lowest valid/loss first; returns whether all of them finished."""
     from rich.console import Console

@@ -12,6 +12,7 @@ from graft.config import Config, LauncherKind
 from graft.errors import ConfigError
 from graft.launcher.job import Entry
 from graft.launcher.torchrun import run_together
+from graft.terminal import say
 
 Result = TypeVar("Result")
 
@@ -59,14 +60,25 @@ def launch(
     return None
 
 
-def finish_sweep(sweep_dir: Path) -> None:
+def finish_sweep(sweep_dir: Path) -> bool:
     """Wait for the jobs of a sweep, where there are any, and fetch their runs.
+
+    Returns:
+        Whether there are runs to show: there are none of a sweep that was only planned, or whose jobs go on.
 
     Raises:
         CloudError: AWS cannot be asked.
     """
-    if any(sweep_dir.glob("*/job.json")):
-        from graft.launcher.cloud import conclude_member
-        from graft.launcher.sweep import follow_sweep
+    if not any(sweep_dir.glob("*/*.json")):
+        return False
+    if not any(sweep_dir.glob("*/job.json")):
+        return True
+    from graft.launcher.cloud import conclude_member
+    from graft.launcher.sweep import follow_sweep, going_on, submitted
 
-        follow_sweep(sweep_dir, conclude_member)
+    active = submitted(sweep_dir)
+    if any(not ticket.followed for ticket in active.values()):
+        say(going_on(active, sweep_dir))
+        return False
+    follow_sweep(sweep_dir, conclude_member)
+    return True

@@ -74,6 +74,9 @@ def _missing(config: Config, entry: Entry) -> Iterator[str]:
             f"data.root=s3://{bucket}/photos (now {config.data.root}): python -m graft.data upload "
             f"{config.data.root} s3://{bucket}/photos"
         )
+    weights = config.model.weights
+    if Path(weights).suffix and not is_weights_file(weights):
+        yield f"model.weights=FILE (now {weights}, which is not there): a name such as imagenet1k_v1, or a file to send"
     if entry is Entry.tune and config.search.backend is SearchBackend.one_job and config.search.storage:
         yield f"search.storage=null (now {config.search.storage}): a job keeps its study in its own run directory"
 

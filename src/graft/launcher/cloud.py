@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graft.artifacts import differences, read_state, record_failure
-from graft.command import Spread
-from graft.config import OBJECTIVES, Config, SearchBackend, sweep_member, to_yaml
+from graft.command import Spread, value_of
+from graft.config import OBJECTIVES, Config, SearchBackend, changed, sweep_member, to_yaml
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region, require
 from graft.launcher.bill import note_on_page, planned_and_actual
@@ -20,7 +20,7 @@ from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
 from graft.launcher.prices import Prices, read_prices
 from graft.launcher.submit import Submission, exists, submit
-from graft.launcher.sweep import planned_by_others, wait_for_turn
+from graft.launcher.sweep import going_on, planned_by_others, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from graft.launcher.trials import TunedTrial, best_trial, read_trials
 from graft.storage import local_path, write_text
@@ -111,6 +111,10 @@ def tune_in_cloud(work: Work) -> list[TunedTrial]:
     say(planned_and_actual(write_ticket(run_dir, ticket)))
     best = best_trial(trials, maximize=OBJECTIVES[objective])
     if best:
+        # Where the photos are for a person, not for the container; the one that is fetched does not replace it.
+        params = {key: value_of(key, text) for key, text in best.params.items()}
+        of_best = changed(work.config, {**params, "run_dir": str(run_dir / "best")})
+        write_text(run_dir / "best" / "config.yaml", to_yaml(of_best))
         fetch_output(f"{ticket.results}/{best.name}/output/output.tar.gz", run_dir / "best")
     return trials
 
@@ -126,6 +130,9 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
         say(planned_and_actual(ticket))
         note_on_page(ticket, run_dir / "report.html")
+    elif ticket.state == "Stopped":
+        say(ended_badly(ticket, run_dir))  # the trials that ended are read all the same
+        return ticket
     if ticket.state != "Completed":
         raise CloudError(ended_badly(ticket, run_dir))
     if ticket.entry == Entry.train.name and ticket.kind == "training":
@@ -218,6 +225,8 @@ def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ti
         ticket = read_ticket(run_dir)
         if ticket and not ticket.has_ended:
             say(f"\ninterrupted while the job was created; if it was, {how_to_follow(ticket, run_dir)}")
+        if (member := sweep_member()) and (others := submitted(member.parent)):
+            say(going_on(others, member.parent))
         raise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft.budget import seconds_for
 from graft.config import Config, DataKind, SearchBackend
@@ -81,7 +81,8 @@ def make_plan(
     many = entry is Entry.tune and config.search.backend is SearchBackend.tuning_job
     name, instances = config.launcher.instance_type, config.trainer.num_nodes
     machine = prices.machines.get(name, Machine(0.0, 4, 1 if config.trainer.accelerator.name == "gpu" else 0))
-    seconds = job_seconds(config, 1 if many else trials, calibration, machine)
+    used = replace(machine, gpus=min(machine.gpus, config.trainer.devices))
+    seconds = job_seconds(config, 1 if many else trials, calibration, used)
     jobs = trials if many else 1
     parallel = min(config.launcher.max_parallel, jobs)
     price = prices.of(name, region)
@@ -240,5 +241,8 @@ def _assumptions(config: Config, prices: Prices, calibration: Calibration, regio
         yield "its matrix units make it 3 to 16 times as fast in the backbone"
     if config.trainer.accelerator.name != "cpu":
         yield "a GPU reaches a quarter to a half of NVIDIA's stated peak; none was measured"
+    machine = prices.machines.get(config.launcher.instance_type)
+    if machine and machine.gpus > config.trainer.devices:
+        yield f"{config.trainer.devices} of the machine's {machine.gpus} GPUs (trainer.devices={machine.gpus} uses all)"
     if config.launcher.spot:
         yield "the on-demand price; spot capacity costs less, by up to 90 %, and may take longer"

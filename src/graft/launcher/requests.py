@@ -7,22 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graft.command import Spread
-from graft.config import OBJECTIVES, Config, InputMode, Pruner, Sampler
+from graft.config import OBJECTIVES, Config, InputMode
 from graft.errors import ConfigError
 from graft.launcher.account import Account
-from graft.launcher.job import BASE, ENTRY_SCRIPT, hyperparameter_name, metric_regex
+from graft.launcher.job import BASE, ENTRY_SCRIPT, metric_regex
 
 Request = dict[str, Any]
 
 DAY_S = 86_400
 _LONGEST_S = 28 * DAY_S  # of MaxRuntimeInSeconds, in the documentation of StoppingCondition
-_STRATEGIES = {
-    Sampler.tpe: "Bayesian",
-    Sampler.gp: "Bayesian",
-    Sampler.random: "Random",
-    Sampler.grid: "Grid",
-}
 
 
 @dataclass(frozen=True)
@@ -76,71 +69,19 @@ def training_job_request(
     """
     request: Request = {
         "TrainingJobName": name,
-        "HyperParameters": _toolkit_parameters(account, name) | {"sagemaker_job_name": json.dumps(name)},
-        **_definition(config, account, channels, limits),
+        "HyperParameters": toolkit_parameters(account, name) | {"sagemaker_job_name": json.dumps(name)},
+        **definition(config, account, channels, limits),
         "CheckpointConfig": {
             "S3Uri": checkpoints or checkpoints_uri(account, name),
             "LocalPath": str(BASE / "checkpoints"),
         },
-        "Tags": _tags(account),
+        "Tags": tags(account),
         "ProfilerConfig": _profiler(config, account, name),
     }
     if config.launcher.service_debugger:
         _refuse_debugger(account.image)
         request["DebugHookConfig"] = _hook(config, account, name)
     return request
-
-
-def tuning_job_request(
-    config: Config,
-    account: Account,
-    name: str,
-    channels: Sequence[Channel],
-    limits: Limits,
-    spreads: Mapping[str, Spread],
-    trials: int,
-) -> Request:
-    """`CreateHyperParameterTuningJob`: a job for each trial, `launcher.max_parallel` at a time.
-
-    Args:
-        config: of the trials.
-        account: where they run.
-        name: of the tuning job, at most 32 characters.
-        channels: what they read.
-        limits: of each trial and of all together.
-        spreads: key -> its values.
-        trials: in all.
-
-    Raises:
-        ConfigError: the service cannot search so.
-    """
-    _refuse_search(config, spreads)
-    search = config.search
-    resources: Request = {
-        "MaxNumberOfTrainingJobs": trials,
-        "MaxParallelTrainingJobs": min(config.launcher.max_parallel, trials),
-    }
-    if limits.search_seconds:
-        resources["MaxRuntimeInSeconds"] = max(limits.search_seconds, 120)  # the service's least
-    return {
-        "HyperParameterTuningJobName": name,
-        "HyperParameterTuningJobConfig": {
-            "Strategy": _STRATEGIES[search.sampler],
-            "HyperParameterTuningJobObjective": {
-                "Type": "Maximize" if OBJECTIVES[search.objective] else "Minimize",
-                "MetricName": search.objective,
-            },
-            "ResourceLimits": resources,
-            "ParameterRanges": parameter_ranges(spreads),
-            "TrainingJobEarlyStoppingType": "Auto" if search.early_stopping else "Off",
-            "RandomSeed": search.seed,
-        },
-        "TrainingJobDefinition": {
-            "StaticHyperParameters": _toolkit_parameters(account, name),
-            **_definition(config, account, channels, limits),
-        },
-        "Tags": _tags(account),
-    }
 
 
 def model_request(
@@ -154,7 +95,7 @@ def model_request(
         "ModelName": name,
         "PrimaryContainer": container,
         "ExecutionRoleArn": account.role,
-        "Tags": _tags(account),
+        "Tags": tags(account),
     }
 
 
@@ -172,13 +113,13 @@ def endpoint_config_request(
     return {
         "EndpointConfigName": name,
         "ProductionVariants": [variant],
-        "Tags": _tags(account),
+        "Tags": tags(account),
     }
 
 
 def endpoint_request(account: Account, name: str, config_name: str) -> Request:
     """`CreateEndpoint`: what costs money from then on."""
-    return {"EndpointName": name, "EndpointConfigName": config_name, "Tags": _tags(account)}
+    return {"EndpointName": name, "EndpointConfigName": config_name, "Tags": tags(account)}
 
 
 def source_uri(account: Account, name: str) -> str:
@@ -191,26 +132,12 @@ def checkpoints_uri(account: Account, name: str) -> str:
     return account.uri("jobs", name, "checkpoints")
 
 
-def parameter_ranges(spreads: Mapping[str, Spread]) -> Request:
-    """`ParameterRanges` of what is searched, every number as text, as the API has it."""
-    ranges: dict[str, list[Request]] = {}
-    for key, spread in spreads.items():
-        name = hyperparameter_name(key)
-        if spread.values:
-            entry: Request = {"Name": name, "Values": [_text(value) for value in spread.values]}
-            ranges.setdefault("CategoricalParameterRanges", []).append(entry)
-            continue
-        kind = "IntegerParameterRanges" if spread.whole else "ContinuousParameterRanges"
-        low, high = (int(end) if spread.whole else end for end in (spread.low, spread.high))
-        scaling = "Logarithmic" if spread.log else "Linear"
-        ranges.setdefault(kind, []).append(
-            {"Name": name, "MinValue": _text(low), "MaxValue": _text(high), "ScalingType": scaling}
-        )
-    return ranges
+def definition(config: Config, account: Account, channels: Sequence[Channel], limits: Limits) -> Request:
+    """What a training job and the trials of a tuning job have in common.
 
-
-def _definition(config: Config, account: Account, channels: Sequence[Channel], limits: Limits) -> Request:
-    """What a training job and the trials of a tuning job have in common."""
+    Raises:
+        ConfigError: a VPC is described by halves.
+    """
     c = config.launcher
     request: Request = {
         "AlgorithmSpecification": {
@@ -248,7 +175,7 @@ def _stopping(seconds: int, *, spot: bool) -> Request:
     )
 
 
-def _toolkit_parameters(account: Account, name: str) -> dict[str, str]:
+def toolkit_parameters(account: Account, name: str) -> dict[str, str]:
     """What the toolkit in the container reads: JSON values, as SageMaker's own SDK writes them."""
     return {
         "sagemaker_program": json.dumps(ENTRY_SCRIPT),
@@ -263,7 +190,8 @@ def _channel(channel: Channel) -> Request:
     return {"ChannelName": channel.name, "InputMode": channel.mode.name, "DataSource": {"S3DataSource": source}}
 
 
-def _tags(account: Account) -> list[Request]:
+def tags(account: Account) -> list[Request]:
+    """`launcher.tags` as the API has them."""
     return [{"Key": key, "Value": value} for key, value in account.tags]
 
 
@@ -293,25 +221,3 @@ def _refuse_debugger(image: str) -> None:
             "up to 2.0; accepted is an older image, one of your own with smdebug, or false: graft's own debugger runs "
             "in the job"
         )
-
-
-def _refuse_search(config: Config, spreads: Mapping[str, Spread]) -> None:
-    """Refuse what the service's tuning jobs cannot do."""
-    if config.launcher.service_debugger or config.launcher.service_profiler:
-        raise ConfigError(
-            "launcher.service_debugger and launcher.service_profiler: a tuning job takes no hook and no profiler; "
-            "accepted is false, or search.backend=one_job"
-        )
-    if config.search.pruner is not Pruner.none:
-        raise ConfigError(
-            f"search.pruner={config.search.pruner.name}: a tuning job stops trials by a rule of its own "
-            "(search.early_stopping); accepted is none, or search.backend=one_job"
-        )
-    if config.search.sampler is Sampler.grid and any(not spread.values for spread in spreads.values()):
-        raise ConfigError(
-            "search.sampler=grid: a tuning job's grid takes lists of values; accepted is choice(..) of every key"
-        )
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft.command import Spread
-from graft.config import Config
-from graft.errors import CloudError, ConfigError
+from graft.config import Config, DataKind
+from graft.errors import CloudError, ConfigError, DataError
 from graft.launcher.account import Account, account_of, found_region, is_weights_file
 from graft.launcher.calls import client, code_of, explained, is_absent, is_passing
 from graft.launcher.images import find_image
@@ -23,10 +23,10 @@ from graft.launcher.requests import (
     checkpoints_uri,
     source_uri,
     training_job_request,
-    tuning_job_request,
 )
 from graft.launcher.source import pack_source
 from graft.launcher.ticket import Ticket, write_ticket
+from graft.launcher.tuning import tuning_job_request
 from graft.launcher.validation import check_request
 from graft.s3 import S3Store
 from graft.terminal import say
@@ -69,10 +69,12 @@ def submit(submission: Submission, run_dir: Path, earlier: Ticket | None = None)
         raise ConfigError("launcher.region=null: accepted is the name of a region, such as us-east-1")
     account = account_of(config, find_image(config, region))
     name = new_name("tune" if submission.entry is Entry.tune else "train")
-    checkpoints = earlier.results.rpartition("/")[0] if earlier and not submission.spreads else None
+    goes_on = earlier is not None and earlier.kind == "training" and not submission.spreads
+    checkpoints = earlier.results.rpartition("/")[0] if earlier and goes_on else None
     operation, request = _request(submission, account, name, checkpoints)
     check_request(operation, request)
     check_bucket(account)
+    check_photos(config)
     _send_files(submission, account, name)
     ticket = write_ticket(run_dir, _ticket(submission, account, name, checkpoints))
     _create(operation, request, ticket)
@@ -103,6 +105,25 @@ def check_bucket(account: Account) -> None:
                 f"(`aws s3 mb s3://{account.bucket}` makes one)"
             ) from error
         raise
+
+
+def check_photos(config: Config) -> None:
+    """Refuse a place without photos, which a job would be billed for before it failed.
+
+    Raises:
+        CloudError: nothing is there, or it cannot be listed.
+    """
+    if config.data.kind is not DataKind.folder:
+        return
+    try:
+        splits = S3Store(config.data.root).folders()
+    except DataError as error:
+        raise CloudError(f"data.root={error}") from error
+    if "train" not in splits:
+        found = f"it has {', '.join(splits[:5])}" if splits else "nothing is below it"
+        raise CloudError(
+            f"data.root={config.data.root}: no train/ there, {found}; `python -m graft.data upload` sends a folder"
+        )
 
 
 def exists(ticket: Ticket) -> bool:
@@ -174,6 +195,7 @@ def _ticket(submission: Submission, account: Account, name: str, checkpoints: st
         planned_minutes=(plan.minutes.low, plan.minutes.high),
         planned_usd=(plan.usd.low, plan.usd.high) if plan.usd else None,
         image=account.image,
+        followed=submission.config.launcher.wait,
     )
 
 

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from graft.errors import CloudError
 from graft.launcher.follow import ask_patiently, ended, spent
+from graft.launcher.status import Status
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import say
 
@@ -54,7 +56,7 @@ def follow_sweep(
     phases: dict[Path, str] = {}
     while waiting:
         for run, ticket in list(waiting.items()):
-            status = ask_patiently(ticket, run, pause)
+            status = _asked(waiting, run, pause)
             if phases.get(run) != status.phase:
                 phases[run] = status.phase
                 say(f"{run.name}: {ticket.name}: {status.phase or status.state}")
@@ -70,20 +72,36 @@ def with_word(active: Members, sweep_dir: Path, pause: Callable[[float], None]) 
     try:
         pause(_PAUSE_S)
     except KeyboardInterrupt:
-        names = ", ".join(ticket.name for ticket in active.values())
-        say(
-            f"{names} go on and are billed; watch them with `python -m graft.launcher follow {sweep_dir}`, end them "
-            f"with `python -m graft.launcher stop {sweep_dir}`"
-        )
+        say(going_on(active, sweep_dir))
         raise
+
+
+def going_on(active: Members, sweep_dir: Path) -> str:
+    """The jobs of a sweep that are billed, and the commands for them."""
+    names = ", ".join(ticket.name for ticket in active.values())
+    return (
+        f"of this sweep go on and are billed: {names}; watch them with `python -m graft.launcher follow {sweep_dir}`, "
+        f"end them with `python -m graft.launcher stop {sweep_dir}`"
+    )
+
+
+def submitted(sweep_dir: Path) -> Members:
+    """The runs of a sweep whose jobs are not known to have ended."""
+    return {run: ticket for run, ticket in members(sweep_dir).items() if not ticket.has_ended}
+
+
+def _asked(waiting: Members, run: Path, pause: Callable[[float], None]) -> Status:
+    try:
+        return ask_patiently(waiting[run], run, pause)
+    except CloudError as error:
+        raise CloudError(f"{error}; {going_on(waiting, run.parent)}") from error
 
 
 def _still_active(sweep_dir: Path) -> Members:
     active = {}
-    for run, ticket in members(sweep_dir).items():
-        if ticket.has_ended:
-            continue
-        status = ask_patiently(ticket, run)
+    waiting = submitted(sweep_dir)
+    for run, ticket in waiting.items():
+        status = _asked(waiting, run, time.sleep)
         if status.has_ended:
             ended(ticket, status, run)
             billed = spent(ticket, status.billed_seconds or 0)

@@ -34,6 +34,7 @@ class Ticket:
         billed_seconds: of all machines together, once it has ended.
         actual_usd: likewise.
         image: the container.
+        followed: whether the command that submitted it waits for it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Ticket:
     billed_seconds: int | None = None
     actual_usd: float | None = None
     image: str = ""
+    followed: bool = True
 
     @property
     def has_ended(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from graft.errors import ConfigError
@@ -60,16 +61,23 @@ def check_request(operation: str, request: Mapping[str, Any], service: str = "sa
 
 def problems(operation: str, request: Mapping[str, Any], service: str = "sagemaker") -> Iterator[str]:
     """Everything that the service's model does not accept of a request, a sentence each."""
-    from botocore.session import get_session
     from botocore.validate import ParamValidator
 
-    shape = get_session().get_service_model(service).operation_model(operation).input_shape
+    shape = _model(service).operation_model(operation).input_shape
     report = ParamValidator().validate(dict(request), shape).generate_report().splitlines()
     # What is too small botocore tells too, without the key and the other end.
     if formal := [line for line in report if "valid min" not in line]:
         yield from (f"{operation}: {line}" for line in formal)
         return
     yield from _walk(request, shape, ())
+
+
+@cache
+def _model(service: str) -> Any:
+    """Botocore's model of a service; to read that of SageMaker takes 0.1 s."""
+    from botocore.session import get_session
+
+    return get_session().get_service_model(service)
 
 
 def _walk(value: Any, shape: Any, path: tuple[str, ...]) -> Iterator[str]:
