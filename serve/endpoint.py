@@ -13,6 +13,7 @@ from graft.config import Config
 from graft.errors import CloudError, ConfigError
 from graft.launcher.account import account_of, found_region, missing
 from graft.launcher.job import Entry
+from graft.launcher.policy import TTL_ROLE
 from graft.launcher.prices import read_prices
 from graft.launcher.submit import check_bucket
 from graft.storage import local_path
@@ -23,7 +24,7 @@ from serve.endpoint_creation import log_group, make_endpoint
 from serve.endpoint_image import find_serving_image
 from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
 from serve.endpoint_removal import remove_all, what_remains
-from serve.endpoint_requests import DEPLOYMENT, FOLDER, TTL_ROLE, Deployment, Kind, Resource, parts_of
+from serve.endpoint_requests import DEPLOYMENT, FOLDER, Deployment, Kind, Resource, parts_of
 from serve.endpoint_resources import check_absent, describe
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from graft.config import ServeConfig
 from graft.launcher.account import Account
+from graft.launcher.policy import TTL_ROLE
 from graft.launcher.requests import Request, endpoint_config_request, endpoint_request, model_request
 
 FOLDER, ARCHIVE = "endpoints", "model.tar.gz"
-TTL_ROLE = "graft-endpoint-ttl"
 TTL_POLICY = "delete-endpoints"
 DELETE_ENDPOINT = "aws-sdk:sagemaker:deleteEndpoint"  # a universal target of EventBridge Scheduler
 DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did

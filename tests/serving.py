@@ -19,7 +19,7 @@ from serve.answers import Answer
 from serve.app import Service
 from serve.layout import Layout
 from serve.metrics import Metrics
-from serve.queue import Queue
+from serve.queue import Model, Queue
 from serve.reading import Limits
 from serve.server import make_server
 
@@ -76,7 +76,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    load: Callable[[], ColourModel] = ColourModel,
+    load: Callable[[], Model] = ColourModel,
     *,
     places: int = 8,
     deadline: float = 10.0,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls
+from graft.launcher.policy import TTL_ROLE
+from serve import endpoint_creation as creation
 from serve.__main__ import main
-from serve.endpoint_requests import TTL_ROLE
+from serve.endpoint import delete, deploy
+from serve.endpoint_listing import show
+from serve.endpoint_predicting import predict
 from tests.aws.account import ACCOUNT
 from tests.aws.server import BUCKET, ROLE, LocalAws, running_aws
 from tests.s3server import use_server
@@ -84,3 +91,104 @@ def test_an_endpoint_from_bundle_to_nothing(
     assert capsys.readouterr().out.startswith("nothing of endpoint dogs is there in us-east-1")
     main(["list"])
     assert capsys.readouterr().out.startswith("nothing of graft costs money")
+
+
+def tampered(archive: Path, target: Path) -> Path:
+    """The archive with other logits in its parity samples: a model that is another one than it says."""
+    with tarfile.open(archive) as tar, tarfile.open(target, "w:gz", compresslevel=1) as changed:
+        for entry in tar:
+            content = tar.extractfile(entry)
+            data = content.read() if content else b""
+            if entry.name == "parity/logits.json":
+                data = json.dumps([[-2 * value for value in row] for row in json.loads(data)]).encode()
+            entry.size = len(data)
+            changed.addfile(entry, io.BytesIO(data))
+    return target
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_fails_to_start_is_rolled_back(
+    aws: LocalAws, packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.aws.containers.LONGEST_START_S", 3.0)
+    # The container checks its own samples as it starts, and does not come up.
+    archive = tampered(packed_run / "model.tar.gz", tmp_path / "model.tar.gz")
+    with pytest.raises(CloudError) as caught:
+        deploy(["endpoint=broken", f"bundle={archive}", *ACCOUNT_KEYS])
+    first, last = str(caught.value).splitlines()
+    assert first.startswith("endpoint broken failed: The primary container for production variant all did not pass")
+    assert first.endswith("its container's log is /aws/sagemaker/Endpoints/broken")
+    assert last == "all of it is rolled back: nothing is left, and nothing is billed any more"
+    assert leftovers(aws) == []
+
+
+def test_an_endpoint_that_answers_otherwise_is_rolled_back(
+    aws: LocalAws, packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is sent is whole and comes up; it is not the model whose samples are compared.
+    other = tampered(packed_run / "model.tar.gz", tmp_path / "other.tar.gz")
+    sent = creation._send
+    monkeypatch.setattr(creation, "_send", lambda archive, place: sent(packed_run / "model.tar.gz", place))
+    with pytest.raises(RunError) as caught:
+        deploy(["endpoint=other", f"bundle={other}", *ACCOUNT_KEYS])
+    first, last = str(caught.value).splitlines()
+    assert "endpoint other: the fp32 engine does not reproduce parity sample" in first
+    assert last == "all of it is rolled back: nothing is left, and nothing is billed any more"
+    assert leftovers(aws) == []
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_sent(aws: LocalAws, packed_run: Path) -> None:
+    scheduler = aws.client("scheduler")
+    target = {"Arn": "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint", "RoleArn": ACCOUNT_KEYS[0][14:]}
+    scheduler.create_schedule(
+        Name="graft-dogs",
+        ScheduleExpression="at(2030-01-01T00:00:00)",
+        FlexibleTimeWindow={"Mode": "OFF"},
+        Target=target,
+    )
+    with pytest.raises(ConfigError) as caught:
+        deploy(["endpoint=dogs", archive_of(packed_run), *ACCOUNT_KEYS])
+    assert str(caught.value) == (
+        "endpoint=dogs: there is schedule graft-dogs already; accepted is another name, or the same after "
+        "`python -m serve delete endpoint=dogs`"
+    )
+    delete(["endpoint=dogs"])
+
+
+@pytest.mark.slow
+def test_what_is_no_photo_is_told_as_the_endpoint_says_it(
+    aws: LocalAws, packed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deploy(["endpoint=dogs", archive_of(packed_run), *ACCOUNT_KEYS, "serve.ttl=none"])
+    photo, broken = packed_run.parent / "photos" / "test" / "class_1" / "000.jpg", tmp_path / "b.jpg"
+    broken.write_text("no photo")
+    with pytest.raises(SystemExit) as ended:
+        predict([str(photo), str(broken), "endpoint=dogs"])
+    assert ended.value.code == 1
+    table = capsys.readouterr().out
+    assert "class_1" in table
+    assert "the photo cannot be read" in table
+    output = tmp_path / "said.csv"
+    predict([str(photo.parent), "endpoint=dogs", f"output={output}", "serve.top_k=2"])
+    assert output.read_text().splitlines()[1].split(",")[1] == "class_1"
+    show([])
+    assert "never: python -m serve delete endpoint=dogs" in " ".join(capsys.readouterr().out.split())
+    delete(["endpoint=dogs"])
+    with pytest.raises(CloudError, match="endpoint=dogs: there is none of this name in us-east-1"):
+        predict([str(photo), "endpoint=dogs"])
+
+
+@pytest.mark.slow
+def test_what_a_schedule_leaves_is_listed_and_removed(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deploy(["endpoint=dogs", archive_of(packed_run), *ACCOUNT_KEYS])
+    # What EventBridge Scheduler does at its time.
+    scheduler = aws.client("scheduler")
+    aws.client("sagemaker").delete_endpoint(**json.loads(scheduler.get_schedule(Name="graft-dogs")["Target"]["Input"]))
+    scheduler.delete_schedule(Name="graft-dogs")
+    capsys.readouterr()
+    show([])
+    assert "left over │ dogs" in capsys.readouterr().out
+    delete(["endpoint=dogs"])
+    assert "endpoint configuration dogs" in capsys.readouterr().out

@@ -18,6 +18,7 @@ import pytest
 
 from graft.config import Config, Engine, ServeConfig, ServingPrecision
 from graft.errors import ConfigError
+from graft.launcher.policy import policies
 from graft.launcher.prices import Machine, Prices
 from graft.launcher.validation import problems
 from serve.endpoint import deploy
@@ -30,8 +31,10 @@ from serve.endpoint_requests import (
     steps_of,
     ttl_role_steps,
 )
+from serve.endpoint_resources import _OPERATIONS
 from tests.composing import ROOT
 from tests.s3server import forget_account
+from tests.test_policy import allowed
 from tests.test_requests import ACCOUNT
 
 GOLDEN = Path(__file__).with_name("golden") / "endpoint"
@@ -227,7 +230,7 @@ WRONG = [
     ([], "endpoint is not set; give endpoint=NAME"),
     (
         ["endpoint=dogs", "serve.instance_tipe=x"],
-        "serve.instance_tipe is not a key of the configuration; the nearest: serve.instance_type",
+        "serve.instance_tipe is not a key of the configuration; the nearest: serve.",
     ),
     (["endpoint=dogs", "launcher.max_hours=1"], "launcher.max_hours=1 is not accepted"),
     (["endpoint=dogs", "budget.usd=-1"], "budget.usd=-1"),
@@ -262,6 +265,34 @@ def test_dollars_so_far() -> None:
     assert row.usd == pytest.approx(2.3, abs=0.01)
     assert of_endpoint(answer, config, "never", PRICES, "eu-west-1").usd is None
     assert of_endpoint(answer, {}, "never", PRICES, "us-east-1").usd is None
+
+
+def test_the_policy_allows_all_that_is_asked_for_and_on_this_endpoint_alone() -> None:
+    config = configured("launcher.bucket=mine", "launcher.region=us-east-1")
+    user = allowed(policies(config, "Dogs")["user"])
+    asked = {f"{service}:{operation}" for service, operation, _ in requests().values()}
+    asked |= {f"{service}:{operation}" for service, *operations, _ in _OPERATIONS.values() for operation in operations}
+    asked |= {"sagemaker:InvokeEndpoint", "sagemaker:AddTags", "sagemaker:ListTags", "sagemaker:ListEndpoints"}
+    assert asked | {"sagemaker:ListModels", "s3:DeleteObject", "iam:TagRole"} <= set(user)
+    assert user["sagemaker:DeleteEndpoint"] == ["arn:aws:sagemaker:us-east-1:*:endpoint/dogs"]
+    assert user["s3:DeleteObject"] == ["arn:aws:s3:::mine/graft/endpoints/Dogs/*"]
+    assert {action for action in user if "*" in user[action]} == {
+        "sagemaker:ListEndpoints",
+        "sagemaker:ListModels",
+        "sagemaker:ListTrainingJobs",
+        "sagemaker:ListHyperParameterTuningJobs",
+    }
+    role = allowed(policies(config, "Dogs")["role"])
+    assert "arn:aws:logs:us-east-1:*:log-group:/aws/sagemaker/Endpoints/Dogs" in role["logs:PutLogEvents"]
+    assert "arn:aws:ecr:us-east-1:*:repository/pytorch-inference" in role["ecr:BatchGetImage"]
+
+
+def test_an_endpoint_that_does_not_end_needs_no_role_for_it() -> None:
+    user = allowed(policies(configured("serve.ttl=none"), "dogs")["user"])
+    assert not {"iam:CreateRole", "scheduler:CreateSchedule"} & set(user)
+    user = allowed(policies(configured("serve.ttl_role=arn:aws:iam::123456789012:role/mine"), "dogs")["user"])
+    assert "iam:CreateRole" not in user
+    assert "arn:aws:iam::123456789012:role/mine" in user["iam:PassRole"]
 
 
 def write_golden() -> None:

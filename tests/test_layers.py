@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,14 +253,19 @@ def circle_problems(tree: dict[str, Source]) -> Iterator[str]:
     edges = {(source.name, i.target) for source in modules for i in source.imports if i.target in tree}
     edges = {(importer, target) for importer, target in edges if importer != target}
     grouped = {(group_of(a), group_of(b)) for a, b in edges}
-    for kind, pairs in (("files", edges), ("groups", {(a, b) for a, b in grouped if a != b})):
-        sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
-        for importer, target in sorted(pairs):
-            sorter.add(importer, target)
-        try:
-            sorter.prepare()
-        except graphlib.CycleError as circle:
-            yield f"a circle of {kind}: {' -> '.join(reversed(circle.args[1]))}"
+    yield from circles(edges, "files")
+    yield from circles({(a, b) for a, b in grouped if a != b}, "groups")
+
+
+def circles(edges: set[tuple[str, str]], kind: str) -> Iterator[str]:
+    """One sentence for a circle, where the edges have one."""
+    sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
+    for importer, target in sorted(edges):
+        sorter.add(importer, target)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as circle:
+        yield f"a circle of {kind}: {' -> '.join(reversed(circle.args[1]))}"
 
 
 def test_the_tree_follows_the_design() -> None:
@@ -363,3 +369,79 @@ def test_a_circle_of_groups_without_a_circle_of_files_is_found(tmp_path: Path) -
         "artifacts/bundle.py": "import graft.storage",
     }
     assert problems(plant(tmp_path, circle)) == ["a circle of groups: artifacts -> storage -> artifacts"]
+
+
+# serve/ stands beside the package. What answers photos loads layer 0 alone, and sees more late or never; modules of
+# endpoints see the launcher's requests too.
+SERVES = ("serve.handler", "serve.local", "serve.server")
+SERVE_SEES_LATE = {"serve.engines": {"predictor"}, "serve.packing": {"export", "quantise", "data"}}
+WEB = {"uvicorn", "starlette"}
+
+
+@pytest.fixture(scope="module")
+def package() -> dict[str, Source]:
+    return read_tree(ROOT)
+
+
+def serve_problems(root: Path, package: dict[str, Source]) -> list[str]:
+    """Everything in root/serve that the design forbids, beside the files of the package; one sentence each."""
+    names = {path: dotted(path.relative_to(root)) for path in sorted((root / "serve").glob("*.py"))}
+    known = {*package, *names.values()}
+    own = {name: Source(path, name, tuple(imports_of(path, name, known))) for path, name in names.items()}
+    found = [
+        f"serve/{source.path.name}:{imported.line} imports {imported.target}: {complaint}"
+        for source in own.values()
+        for imported in source.imports
+        if (complaint := serve_arrow(source.name, imported))
+    ]
+    found += [
+        f"{source.name}:{imported.line} imports {imported.target}: nothing in the package knows serve/"
+        for source in package.values()
+        for imported in source.imports
+        if imported.target.partition(".")[0] == "serve" and source.name.startswith("graft.")
+    ]
+    for name in SERVES:
+        loaded = loaded_by(name, {**package, **own})
+        for heavy in sorted(set(loaded) & (HEAVY | LIGHTNING | CONFIG_PACKAGES | LATE - WEB)):
+            found.append(f"{name} loads {heavy} when it is imported: {' -> '.join(loaded[heavy])}")
+    edges = {(name, i.target) for name, source in own.items() for i in source.imports if i.target in own}
+    return [*found, *circles({(importer, target) for importer, target in edges if importer != target}, "files")]
+
+
+def serve_arrow(name: str, imported: Import) -> str | None:
+    """What is wrong with an import of the package by a module of serve/, or None."""
+    if not imported.target.startswith("graft.") or layer_of(imported.target) == 0:
+        return None
+    group = group_of(imported.target)
+    if group == "launcher":
+        return None if name.startswith("serve.endpoint") else "only serve/endpoint*.py see the launcher"
+    if group not in SERVE_SEES_LATE.get(name, set()):
+        return f"{name} sees layer 0 alone"
+    return f"{name} loads {group} late" if imported.when_imported else None
+
+
+def test_serve_follows_the_design(package: dict[str, Source]) -> None:
+    found = serve_problems(ROOT, package)
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.py", "from graft.predictor import Predictor", "serve.model sees layer 0 alone"),
+        ("engines.py", "from graft.predictor import Predictor", "serve.engines loads predictor late"),
+        ("model.py", "def f():\n    from graft.launcher import submit", "only serve/endpoint*.py see the launcher"),
+        ("handler.py", "import torch", "serve.handler loads torch when it is imported: serve.handler -> torch"),
+        ("layout.py", "import graft.command", "serve.local loads hydra when it is imported"),
+        ("reading.py", "import boto3", "serve.handler loads boto3 when it is imported"),
+        ("refusals.py", "from serve import reading", "a circle of files: serve.re"),
+    ],
+)
+def test_a_fault_planted_in_serve_is_found(
+    tmp_path: Path, package: dict[str, Source], file: str, text: str, message: str
+) -> None:
+    shutil.copytree(ROOT / "serve", tmp_path / "serve")
+    with (tmp_path / "serve" / file).open("a") as module:
+        module.write(text + "\n")
+    found = serve_problems(tmp_path, package)
+    assert any(message in problem for problem in found), found

@@ -16,7 +16,7 @@ from tests.pictures import draw_folder
 from tests.serving import wait_for
 from tests.training import TINY, lasting, run, tiny
 
-pytestmark = [pytest.mark.toolkit, pytest.mark.slow]
+pytestmark = [pytest.mark.toolkit, pytest.mark.slow, pytest.mark.timeout(600)]
 
 EPOCHS = 12
 IMAGES = ("features.enabled=false", "model.unfreeze=features.12", "data.batch_size=7", "model.hidden=16")

@@ -13,6 +13,7 @@ from serve.reading import Limits
 from tests.serving import Running, photo, running
 
 CHROMIUM = Path("/usr/bin/chromium")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Chromium at {CHROMIUM}")
 
 
@@ -24,9 +25,8 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def browser_page() -> Iterator[Page]:
-    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield browser.new_page(viewport={"width": 360, "height": 740})
         browser.close()
 

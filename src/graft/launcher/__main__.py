@@ -3,7 +3,8 @@
   follow RUN_DIR       watch the job of a run directory, or of a sweep, and fetch its run
   stop RUN_DIR         end it
   list                 the jobs of the account that graft made: state, age and dollars
-  policy KEY=VALUE ..  the IAM policies that a configuration needs; who=user|role|trust prints one alone
+  policy KEY=VALUE ..  the IAM policies that a configuration needs; who=user|role|trust prints one alone,
+                       endpoint=NAME adds what `python -m serve deploy` and its like take
   prices REGION        read today's prices of a region from AWS
   calibrate            measure this machine for about 20 s, for plans
 
@@ -92,7 +93,8 @@ def _list(rest: Sequence[str]) -> None:
 
 def _policy(rest: Sequence[str]) -> None:
     who = next((word.removeprefix("who=") for word in rest if word.startswith("who=")), None)
-    found = policies(_configured([word for word in rest if not word.startswith("who=")]))
+    endpoint = next((word.removeprefix("endpoint=") for word in rest if word.startswith("endpoint=")), None)
+    found = policies(_configured([word for word in rest if not word.startswith(("who=", "endpoint="))]), endpoint)
     if who is not None and who not in found:
         raise ConfigError(f"who={who}: accepted is {', '.join(found)}")
     print(json.dumps(found[who] if who else found, indent=2))

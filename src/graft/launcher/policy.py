@@ -17,17 +17,22 @@ Statement = dict[str, Any]
 Policy = dict[str, Any]
 
 NAMES = "graft-*"
+TTL_ROLE = "graft-endpoint-ttl"  # under which endpoints delete themselves
 _LOGS = "/aws/sagemaker/TrainingJobs"
 
 
-def policies(config: Config) -> dict[str, Policy]:
+def policies(config: Config, endpoint: str | None = None) -> dict[str, Policy]:
     """The three documents: `user`, `role` and `trust`.
+
+    Args:
+        config: of a run or a search, and of `serve.*`.
+        endpoint: name of an endpoint that is to be deployed, asked, listed and deleted; None: jobs alone.
 
     Where the configuration does not say role, region or bucket, the names stand in capitals: ROLE, REGION, BUCKET.
     """
     return {
-        "user": _document(*_of_user(config)),
-        "role": _document(*_of_role(config)),
+        "user": _document(*_of_user(config), *(_of_deployer(config, endpoint) if endpoint else ())),
+        "role": _document(*_of_role(config), *(_of_container(config, endpoint) if endpoint else ())),
         "trust": _document(
             {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
         ),
@@ -61,10 +66,7 @@ def _of_role(config: Config) -> Iterator[Statement]:
         "Condition": {"StringLike": {"cloudwatch:namespace": "/aws/sagemaker/*"}}
     }
     yield _allow(["ecr:GetAuthorizationToken"], ["*"])  # knows no resource
-    yield _allow(
-        ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
-        [_repository(config)],
-    )
+    yield _allow(_PULL, [_repository(config, config.launcher.image, "pytorch-training")])
     if config.launcher.subnets:
         yield _allow(_NETWORK, ["*"])
 
@@ -77,6 +79,47 @@ def _files(config: Config) -> Iterator[Statement]:
         yield _allow(["s3:GetObject"], [_bucket(config, place) for place in read])
 
 
+def _of_deployer(config: Config, name: str) -> Iterator[Statement]:
+    """What `python -m serve deploy`, predict, list and delete ask for, beside what starting jobs takes."""
+    model, settings, endpoint = (_hosted(config, kind, name) for kind in ("model", "endpoint-config", "endpoint"))
+    yield _allow([f"sagemaker:{verb}Model" for verb in ("Create", "Describe", "Delete")], [model])
+    yield _allow([f"sagemaker:{verb}EndpointConfig" for verb in ("Create", "Describe", "Delete")], [settings])
+    yield _allow(["sagemaker:CreateEndpoint"], [endpoint, settings])
+    yield _allow([f"sagemaker:{verb}Endpoint" for verb in ("Describe", "Delete", "Invoke")], [endpoint])
+    yield _allow(["sagemaker:AddTags"], [model, settings, endpoint])
+    yield _allow(["sagemaker:ListEndpoints", "sagemaker:ListModels"], ["*"])  # these know no resource
+    yield _allow(
+        ["sagemaker:ListTags"], [_hosted(config, kind, "*") for kind in ("model", "endpoint-config", "endpoint")]
+    )
+    yield _allow(["s3:DeleteObject"], [_bucket(config, f"{_own(config)}endpoints/{name}/*")])
+    schedule = f"arn:{_partition(config)}:scheduler:{_region(config)}:*:schedule/default/graft-{name}"
+    yield _allow(["scheduler:GetSchedule", "scheduler:DeleteSchedule"], [schedule])
+    if config.serve.ttl == "none":
+        return
+    role = config.serve.ttl_role or f"arn:{_partition(config)}:iam::*:role/{TTL_ROLE}"
+    yield _allow(["scheduler:CreateSchedule"], [schedule])
+    yield _allow(["iam:PassRole"], [role]) | {
+        "Condition": {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}}
+    }
+    if not config.serve.ttl_role:
+        yield _allow(["iam:CreateRole", "iam:PutRolePolicy", "iam:TagRole"], [role])
+
+
+def _of_container(config: Config, name: str) -> Iterator[Statement]:
+    """What an endpoint does under its role, beside what jobs do."""
+    yield _allow(
+        ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+        _log_groups(config, f"/aws/sagemaker/Endpoints/{name}"),
+    )
+    yield _allow(_PULL, [_repository(config, config.serve.image, "pytorch-inference")])
+
+
+def _hosted(config: Config, kind: str, name: str) -> str:
+    """ARN of a model, a configuration or an endpoint: SageMaker writes names in lower case there."""
+    return f"arn:{_partition(config)}:sagemaker:{_region(config)}:*:{kind}/{name.lower()}"
+
+
+_PULL = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
 # Of a role whose jobs run in a VPC, as AWS's page on execution roles lists them.
 _NETWORK = [
     f"ec2:{action}"
@@ -147,11 +190,10 @@ def _log_groups(config: Config, name: str) -> list[str]:
     return [group, f"{group}:*"]
 
 
-def _repository(config: Config) -> str:
-    """The repository of the container, in whichever account AWS keeps it for the region where none is given."""
-    image = config.launcher.image
+def _repository(config: Config, image: str | None, of_aws: str) -> str:
+    """The repository of a container, in whichever account AWS keeps its own for the region where none is given."""
     if image and ".dkr.ecr." in image:
         registry, _, name = image.partition("/")
         account, region = registry.split(".")[0], registry.split(".")[3]
         return f"arn:{_partition(config)}:ecr:{region}:{account}:repository/{name.partition(':')[0]}"
-    return f"arn:{_partition(config)}:ecr:{_region(config)}:*:repository/pytorch-training"
+    return f"arn:{_partition(config)}:ecr:{_region(config)}:*:repository/{of_aws}"

@@ -1,0 +1,258 @@
+"""Requests/s of the original's handler under AWS's stack beside ours, interleaved; and how soon a server answers.
+
+    python -m benchmarks.serving --fp32 R50.tar.gz --int8 R50-INT8.tar.gz --torchserve .venv-torchserve
+    python -m benchmarks.serving --parts start --fp32 R50.tar.gz
+
+The archives are what `python -m serve pack` wrote of a ResNet-50, without and with serve.precision=int8. The
+environment of the stack is made by `make test-torchserve`. Needs a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from benchmarks.clients import Cost, Load, drive, watched
+from benchmarks.torchserve import free_ports, running_stack
+from serve.archive import opened, unpack
+from serve.model import ServedModel
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"500 x 375": (500, 375), "1150 x 700": (1150, 700), "4000 x 3000": (4000, 3000)}
+CONCURRENCY = (1, 8, 32)
+WARM_UP_SECONDS = 1.5
+# What the original deployed: eager ResNet-50 on a photo resized by Pillow, JSON of the logits.
+ORIGINAL = """
+import io, json
+import torch, torchvision
+from PIL import Image
+from torchvision import transforms
+
+def model_fn(model_dir):
+    model = torchvision.models.resnet50()
+    model.fc = torch.nn.Sequential(torch.nn.Linear(2048, 512), torch.nn.ReLU(), torch.nn.Linear(512, 133))
+    return model.eval()
+
+def input_fn(request_body, content_type):
+    return Image.open(io.BytesIO(request_body))
+
+def predict_fn(photo, model):
+    prepare = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor()])
+    with torch.no_grad():
+        return model(prepare(photo).unsqueeze(0))
+
+def output_fn(prediction, accept):
+    return json.dumps(prediction.tolist())
+"""
+
+Start = Callable[[], contextlib.AbstractContextManager[tuple[int, psutil.Process]]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: who answered what, to how many clients."""
+
+    setup: str
+    size: str
+    clients: int
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fp32", type=Path, required=True, help="model.tar.gz in fp32")
+    parser.add_argument("--int8", type=Path, help="model.tar.gz in int8")
+    parser.add_argument("--torchserve", type=Path, help="environment of the stack; without it the stack is left out")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("start", "engine", "servers"), default=["start", "engine", "servers"]
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=2, help="through all set-ups; of the cells the median is told")
+    given = parser.parse_args()
+    archives = {"fp32": given.fp32} | ({"int8": given.int8} if given.int8 else {})
+    if "start" in given.parts:
+        for name, archive in archives.items():
+            print_starts(name, archive)
+    if "engine" in given.parts:
+        for name, archive in archives.items():
+            print(f"engine alone, {name}: {engine_rate(archive, given.seconds):.1f} photos/s with both cores")
+    if "servers" in given.parts:
+        compare(setups(archives, given.torchserve), given.seconds, given.rounds)
+
+
+def print_starts(name: str, archive: Path, times: int = 5) -> None:
+    """Seconds from the command to the first answer with 200, and the memory that the server held by then."""
+    seconds, megabytes = zip(*(start_once(archive) for _ in range(times)), strict=True)
+    print(f"start, {name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} .. {max(seconds):.2f}), "
+          f"{max(megabytes):.0f} MB at most")  # fmt: skip
+
+
+def start_once(archive: Path) -> tuple[float, float]:
+    """Seconds and MB of one start."""
+    body = photo((500, 375))
+    begun = time.perf_counter()
+    with own_server(archive) as (port, process):
+        wait_until_right(port, body)
+        seconds = time.perf_counter() - begun
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    return seconds, int(status.partition("VmHWM:")[2].split()[0]) / 1e3
+
+
+def engine_rate(archive: Path, seconds: float) -> float:
+    """Photos/s of the engine on ready squares: one call on both cores, or a call on each, whichever is faster."""
+    cores = os.cpu_count() or 1
+    with opened(archive) as folder:
+        return max(_engine_rate(folder, cores, streams, seconds) for streams in (1, cores))
+
+
+def _engine_rate(folder: Path, threads: int, streams: int, seconds: float) -> float:
+    model = ServedModel.load(folder, threads=threads, streams=streams)
+    side = model.spec.image_size
+    square = np.random.default_rng(0).integers(0, 255, (1, side, side, 3), np.uint8)
+    for _ in range(5):
+        model.engine.run(square)
+    until = time.perf_counter() + seconds
+
+    def call(_: int) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            model.engine.run(square)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(streams) as pool:
+        return sum(pool.map(call, range(streams))) / seconds
+
+
+def setups(archives: Mapping[str, Path], environment: Path | None) -> dict[str, Start]:
+    """Name -> what starts it."""
+    found: dict[str, Start] = {}
+    if environment:
+        one = {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}
+        two = {"SAGEMAKER_MODEL_SERVER_WORKERS": "2", "OMP_NUM_THREADS": "1"}
+        found["original, stack's defaults"] = partial(stack_of_original, environment, {})
+        found["original, 1 worker x 2 threads"] = partial(stack_of_original, environment, one)
+        found["original, 2 workers x 1 thread"] = partial(stack_of_original, environment, two)
+        found["ours under the stack, fp32"] = partial(
+            stack_of_ours, environment, archives["fp32"], {**two, "GRAFT_SERVE_THREADS": "1"}
+        )
+    for name, archive in archives.items():
+        found[f"our server, {name}"] = partial(own_server, archive, "serve.mode=throughput")
+    return found
+
+
+@contextlib.contextmanager
+def stack_of_original(environment: Path, settings: Mapping[str, str]) -> Iterator[tuple[int, psutil.Process]]:
+    """The original's handler under AWS's stack."""
+    with tempfile.TemporaryDirectory(prefix="graft-bench-") as base:
+        code = Path(base) / "model" / "code"
+        code.mkdir(parents=True)
+        (code / "inference.py").write_text(ORIGINAL)
+        with running_stack(Path(base), environment, settings) as stack:
+            yield stack.port, stack.process
+
+
+@contextlib.contextmanager
+def stack_of_ours(
+    environment: Path, archive: Path, settings: Mapping[str, str]
+) -> Iterator[tuple[int, psutil.Process]]:
+    """A packed model under AWS's stack."""
+    with tempfile.TemporaryDirectory(prefix="graft-bench-") as base:
+        unpack(archive, Path(base) / "model")
+        with running_stack(Path(base), environment, settings) as stack:
+            yield stack.port, stack.process
+
+
+@contextlib.contextmanager
+def own_server(archive: Path, *settings: str) -> Iterator[tuple[int, psutil.Process]]:
+    """`python -m serve local` as a process."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "serve", "local", f"bundle={archive}", f"serve.port={port}", *settings]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    with subprocess.Popen(command, cwd=Path.cwd(), env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield port, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+def wait_until_right(port: int, body: bytes, seconds: float = 60.0) -> None:
+    """Ask until the answer is 200; every 10 ms, for asking takes the server's time too."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+            connection.request("POST", "/invocations", body)
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.01)
+    raise TimeoutError(f"no answer within {seconds} s")
+
+
+def photo(size: tuple[int, int]) -> bytes:
+    """A JPEG of quality 90 with coarse and fine detail, of about the bytes that a photo of its size has."""
+    width, height = size
+    chosen = np.random.default_rng(0)
+    coarse = Image.fromarray(chosen.integers(0, 255, (24, 32, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    fine = chosen.normal(0, 6, (height, width, 1))
+    picture = Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def compare(starts: Mapping[str, Start], seconds: float, rounds: int) -> None:
+    """Measure every set-up in every round, and print the medians."""
+    photos = {name: photo(size) for name, size in SIZES.items()}
+    small = next(iter(photos))
+    # All concurrencies with the small photos; the larger ones where a server is busy.
+    wanted = [(small, clients) for clients in CONCURRENCY] + [(name, 8) for name in photos if name != small]
+    measured: dict[Cell, list[tuple[Load, Cost]]] = defaultdict(list)
+    for _ in range(rounds):
+        for setup, start in starts.items():
+            with start() as (port, process):
+                wait_until_right(port, photos[small])
+                for name, clients in wanted:
+                    drive(port, photos[name], clients, WARM_UP_SECONDS)
+                    with watched(process) as cost:
+                        load = drive(port, photos[name], clients, seconds)
+                    measured[Cell(setup, name, clients)].append((load, cost))
+    print_table(measured)
+
+
+def print_table(measured: Mapping[Cell, Sequence[tuple[Load, Cost]]]) -> None:
+    """A row for each cell."""
+    print("| set-up | photos | clients | requests/s | p50 ms | p99 ms | CPU ms a request | MB | errors |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for cell, runs in measured.items():
+        rate, middle, late = (
+            statistics.median(read(load) for load, _ in runs)
+            for read in (lambda load: load.rate, lambda load: load.percentile(50), lambda load: load.percentile(99))
+        )
+        cpu = statistics.median(1000 * cost.seconds / max(len(load.milliseconds), 1) for load, cost in runs)
+        memory = max(cost.megabytes for _, cost in runs)
+        errors = sum(load.errors for load, _ in runs)
+        print(f"| {cell.setup} | {cell.size} | {cell.clients} | {rate:.1f} | {middle:.0f} | {late:.0f} | {cpu:.0f} "
+              f"| {memory:.0f} | {errors} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

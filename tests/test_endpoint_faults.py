@@ -1,0 +1,225 @@
+"""What goes wrong on the way to an endpoint and away from it: one message each, and nothing billed is left unsaid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graft.errors import CloudError, ConfigError
+from graft.launcher import calls
+from serve import endpoint_creation as creation
+from serve.endpoint import delete, deploy
+from serve.endpoint_listing import show
+from serve.endpoint_predicting import predict
+from serve.endpoint_resources import _ROLE_S
+from tests.aws.server import LocalAws
+from tests.scripted import BROKEN, DENIED, REGION, THROTTLED, Answer, _response
+from tests.test_endpoint import ACCOUNT_KEYS, archive_of, leftovers, running
+
+__all__ = ["running"]  # the fixture: a local AWS
+ROLLED_BACK = "all of it is rolled back: nothing is left, and nothing is billed any more"
+CREATIONS = [
+    ("sagemaker", "CreateModel", "creating model dogs"),
+    ("sagemaker", "CreateEndpointConfig", "creating endpoint configuration dogs"),
+    ("scheduler", "CreateSchedule", "creating schedule graft-dogs"),
+    ("sagemaker", "CreateEndpoint", "creating endpoint dogs"),
+]
+
+
+@pytest.fixture
+def aws(running: LocalAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalAws]:
+    from tests.s3server import use_server
+
+    use_server(monkeypatch, running.url)
+    calls.client.cache_clear()
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    yield running
+    calls.client.cache_clear()
+
+
+def disturb(service: str, operation: str, fault: Callable[[int, Any], Answer | None]) -> None:
+    """Give `fault(number, request)` in place of an answer, where it is one; requests are numbered from 1."""
+    asked = [0]
+
+    def send(request: Any, **_: Any) -> Any:
+        asked[0] += 1
+        answer = fault(asked[0], request)
+        return None if answer is None else _response(request.url, *answer)
+
+    calls.client(service, REGION).meta.events.register(f"before-send.{service}.{operation}", send)
+
+
+def deploy_dogs(run: Path, *more: str) -> None:
+    deploy(["endpoint=dogs", archive_of(run), *ACCOUNT_KEYS, *more])
+
+
+@pytest.mark.parametrize(("service", "operation", "said"), CREATIONS)
+@pytest.mark.parametrize(("answer", "words"), [(THROTTLED, "AWS answered ThrottlingException"), (DENIED, "denied")])
+def test_a_creation_that_is_refused_is_rolled_back(
+    aws: LocalAws, packed_run: Path, service: str, operation: str, said: str, answer: Answer, words: str
+) -> None:
+    disturb(service, operation, lambda number, request: answer)
+    with pytest.raises(CloudError) as caught:
+        deploy_dogs(packed_run)
+    first, last = str(caught.value).splitlines()
+    assert first.startswith(f"{said}: {words}")
+    assert last == ROLLED_BACK
+    assert leftovers(aws) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("service", "operation", "said"), CREATIONS)
+def test_a_creation_whose_answer_is_lost_is_told_from_somebody_elses(
+    aws: LocalAws, packed_run: Path, service: str, operation: str, said: str
+) -> None:
+    def lose(number: int, request: Any) -> Answer | None:
+        if number > 1:
+            return None
+        # It arrives, and then the connection breaks: the second attempt meets what the first one made.
+        sent = calls.client(service, REGION)._endpoint.http_session.send(request)
+        assert sent.status_code == 200
+        return BROKEN
+
+    disturb(service, operation, lose)
+    deploy_dogs(packed_run)
+    delete(["endpoint=dogs"])
+    assert leftovers(aws) == []
+
+
+def test_what_somebody_else_made_meanwhile_is_not_removed(aws: LocalAws, packed_run: Path) -> None:
+    def overtake(number: int, request: Any) -> None:
+        body = json.loads(request.body) | {"Tags": []}
+        aws.client("sagemaker").create_endpoint_config(**body)
+
+    disturb("sagemaker", "CreateEndpointConfig", overtake)
+    with pytest.raises(ConfigError) as caught:
+        deploy_dogs(packed_run)
+    first, last = str(caught.value).splitlines()
+    assert first == (
+        "endpoint=dogs: endpoint configuration dogs was made by another deployment meanwhile; accepted is another name"
+    )
+    assert last == ROLLED_BACK
+    assert leftovers(aws) == ["dogs"]
+    aws.client("sagemaker").delete_endpoint_config(EndpointConfigName="dogs")
+
+
+@pytest.mark.slow
+def test_a_role_that_iam_has_just_made_is_waited_for(
+    aws: LocalAws, packed_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "The execution role you provide must allow AWS EventBridge Scheduler to assume the role."
+    unknown = (400, {"__type": "ValidationException", "Message": words, "message": words})
+    disturb("scheduler", "CreateSchedule", lambda number, request: unknown if number < 3 else None)
+    monkeypatch.setattr("serve.endpoint_resources.time.sleep", lambda seconds: None)
+    deploy_dogs(packed_run)
+    delete(["endpoint=dogs"])
+    assert leftovers(aws) == []
+    assert _ROLE_S == 60
+
+
+STAGES = [
+    ("sagemaker", "CreateModel", 1),
+    ("sagemaker", "CreateEndpointConfig", 1),
+    ("scheduler", "CreateSchedule", 1),
+    ("sagemaker", "CreateEndpoint", 1),
+    # the first looks whether the name is free
+    pytest.param("sagemaker", "DescribeEndpoint", 2, marks=pytest.mark.slow),
+    pytest.param("sagemaker-runtime", "InvokeEndpoint", 2, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("service", "operation", "at"), STAGES)
+def test_ctrl_c_rolls_back(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str], service: str, operation: str, at: int
+) -> None:
+    def interrupt(number: int, request: Any) -> None:
+        if number == at:
+            raise KeyboardInterrupt
+
+    disturb(service, operation, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        deploy_dogs(packed_run)
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
+    assert leftovers(aws) == []
+
+
+def test_ctrl_c_while_the_archive_is_sent(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(creation, "_send", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        deploy_dogs(packed_run)
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
+
+
+def test_an_endpoint_that_cannot_be_taken_back_is_named_with_its_end(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disturb("sagemaker-runtime", "InvokeEndpoint", lambda number, request: BROKEN)
+    disturb("sagemaker", "DeleteEndpoint", lambda number, request: DENIED if number == 1 else None)
+    with pytest.raises(CloudError) as caught:
+        deploy_dogs(packed_run, "serve.ttl=2h")
+    first, last = str(caught.value).splitlines()
+    assert first.startswith("asking endpoint dogs: AWS answered")
+    assert last.startswith(
+        "NOT removed: endpoint dogs, schedule graft-dogs, endpoint configuration dogs, archive s3://"
+    )
+    assert "the endpoint is billed until it is gone: `python -m serve delete endpoint=dogs` tries again" in last
+    assert "; its schedule deletes the endpoint at 20" in last
+    delete(["endpoint=dogs"])
+    assert leftovers(aws) == []
+    assert "nothing of it is billed any more" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_says_what_is_left(aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(number: int, request: Any) -> None:
+        if number in (2, 3):  # as the endpoint is waited for, and as it is taken back
+            raise KeyboardInterrupt
+
+    disturb("sagemaker", "DescribeEndpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        deploy_dogs(packed_run)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("stopped; NOT removed: archive s3://")
+    assert "the endpoint is billed until it is gone" in last
+    delete(["endpoint=dogs"])
+    assert leftovers(aws) == []
+
+
+@pytest.mark.slow
+def test_waiting_outlives_throttling(aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Six attempts of botocore are one look.
+    disturb("sagemaker", "DescribeEndpoint", lambda number, request: THROTTLED if 2 <= number <= 7 else None)
+    deploy_dogs(packed_run)
+    assert (
+        "ThrottlingException to each of 6 attempts; try again in some minutes; still waiting" in capsys.readouterr().err
+    )
+    delete(["endpoint=dogs"])
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "command", "said"),
+    [
+        ("sagemaker", "DescribeEndpoint", lambda: delete(["endpoint=dogs"]), "endpoint dogs: AWS answered"),
+        ("sagemaker", "ListEndpoints", lambda: show([]), "list endpoints: AWS answered"),
+        ("sagemaker", "ListTrainingJobs", lambda: show([]), "listing training jobs: AWS answered"),
+        ("sagemaker-runtime", "InvokeEndpoint", None, "asking endpoint dogs: AWS answered"),
+    ],
+)
+def test_a_service_that_is_broken_is_one_message(
+    aws: LocalAws, packed_run: Path, service: str, operation: str, command: Callable[[], None] | None, said: str
+) -> None:
+    disturb(service, operation, lambda number, request: BROKEN)
+    photo = str(packed_run.parent / "photos" / "test" / "class_0" / "000.jpg")
+    with pytest.raises(CloudError) as caught:
+        command() if command else predict([photo, "endpoint=dogs"])
+    assert str(caught.value).startswith(said)
+    assert len(str(caught.value).splitlines()) == 1
