@@ -97,9 +97,9 @@ def running(
         thread.join()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0, pause: float = 0.01) -> None:
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
             raise TimeoutError
-        time.sleep(0.01)
+        time.sleep(pause)

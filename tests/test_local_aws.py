@@ -106,7 +106,7 @@ print(f"loss={lives};")
         "CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/kept"},
     }
     client.create_training_job(**script_request(aws, "spot", script, **spot))
-    wait_for(lambda: "Contents" in aws.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="kept/life-0"))
+    wait_for(lambda: "Contents" in aws.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="kept/life-0"), pause=0.1)
     aws.sagemaker.interrupt("spot")
     job = wait(client, "spot")
     assert job["TrainingJobStatus"] == "Completed", log_lines(aws, "spot")
@@ -161,7 +161,7 @@ print(f"loss={float(given['optim__lr']):.6f};")
         most = max(most, described["TrainingJobStatusCounters"]["InProgress"])
         return bool(described["HyperParameterTuningJobStatus"] == "Completed")
 
-    wait_for(over, seconds=60)
+    wait_for(over, seconds=60, pause=0.1)
     assert most == 2
     listed = client.list_training_jobs_for_hyper_parameter_tuning_job(HyperParameterTuningJobName="search")
     found = {
@@ -247,7 +247,9 @@ def test_an_endpoint_whose_container_ends_has_failed(aws: LocalAws, packed_run: 
     )
     client.create_endpoint_config(**endpoint_config_request(HERE, "broken", "broken"))
     client.create_endpoint(**endpoint_request(HERE, "broken", "broken"))
-    wait_for(lambda: client.describe_endpoint(EndpointName="broken")["EndpointStatus"] == "Failed", seconds=60)
+    wait_for(
+        lambda: client.describe_endpoint(EndpointName="broken")["EndpointStatus"] == "Failed", seconds=60, pause=0.1
+    )
     reason = client.describe_endpoint(EndpointName="broken")["FailureReason"]
     assert "did not pass the ping health check" in reason
     client.delete_endpoint(EndpointName="broken")

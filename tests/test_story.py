@@ -15,7 +15,7 @@ from tests.conftest import TOOLKIT
 from tests.pictures import draw_folder
 from tests.training import TINY
 
-pytestmark = [pytest.mark.toolkit, pytest.mark.slow]
+pytestmark = [pytest.mark.toolkit, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_photos_become_an_endpoint_that_answers_and_is_gone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

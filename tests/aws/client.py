@@ -70,7 +70,7 @@ def script_request(aws: LocalAws, name: str, script: str, **more: Any) -> dict[s
     }
 
 
-def wait(client: Any, name: str, until: Sequence[str] = ENDED, seconds: float = 120) -> dict[str, Any]:
+def wait(client: Any, name: str, until: Sequence[str] = ENDED, seconds: float = 300) -> dict[str, Any]:
     """What is said of a job once its status is one of `until`."""
     end = time.monotonic() + seconds
     while True:
