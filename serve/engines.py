@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -88,8 +89,7 @@ def _openvino() -> ModuleType:
     tool = "openvino.tools.ovc"
     if "openvino" not in sys.modules:
         sys.modules[tool] = None  # type: ignore[assignment]  # importing it fails, for which openvino is prepared
-    import openvino
-
+    openvino = import_module("openvino")
     if sys.modules.get(tool, openvino) is None:
         del sys.modules[tool]  # the tool itself stays importable
     return openvino

@@ -109,7 +109,7 @@ def test_a_fault_of_the_model_shows_no_traceback(colours: Running) -> None:
         def predict(self, images: object) -> list[object]:  # type: ignore[override]
             raise KeyError("secret")
 
-    with running(Faulty) as server:
+    with running(lambda: Faulty()) as server:
         status, body, _ = server.ask(body=photo())
     error = {"status": 500, "problem": "the server failed", "accepted": "try again, or tell who runs it"}
     assert (status, json.loads(body)) == (500, {"error": error})
