@@ -116,8 +116,8 @@ def _tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    return sum(one.cpu_times().user + one.cpu_times().system for one in _tree(process))
+    return float(sum(one.cpu_times().user + one.cpu_times().system for one in _tree(process)))
 
 
 def _megabytes(process: psutil.Process) -> float:
-    return sum(one.memory_info().rss for one in _tree(process)) / 1e6
+    return float(sum(one.memory_info().rss for one in _tree(process)) / 1e6)

@@ -246,10 +246,8 @@ def print_table(measured: Mapping[Cell, Sequence[tuple[Load, Cost]]]) -> None:
     print("| set-up | photos | clients | requests/s | p50 ms | p99 ms | CPU ms a request | MB | errors |")
     print("|---|---|---|---|---|---|---|---|---|")
     for cell, runs in measured.items():
-        rate, middle, late = (
-            statistics.median(read(load) for load, _ in runs)
-            for read in (lambda load: load.rate, lambda load: load.percentile(50), lambda load: load.percentile(99))
-        )
+        rate = statistics.median(load.rate for load, _ in runs)
+        middle, late = (statistics.median(load.percentile(share) for load, _ in runs) for share in (50, 99))
         cpu = statistics.median(1000 * cost.seconds / max(len(load.milliseconds), 1) for load, cost in runs)
         memory = max(cost.megabytes for _, cost in runs)
         errors = sum(load.errors for load, _ in runs)

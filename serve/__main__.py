@@ -14,6 +14,7 @@ USAGE = """python -m serve COMMAND ...
   predict PHOTO... [bundle=PATH] [--json]     what a model says of photos; of a folder, CSV
   local [bundle=PATH] [serve.port=8080]       answer over HTTP, with a page for people at /
   check [bundle=PATH]                         whether a model answers its parity samples as it must
+  bench [bundle=PATH]                         how long a photo takes here: to decode, and in the engine
 
 PATH is a run's bundle/ or a model.tar.gz; without it, the latest of runs/. Every command takes serve.KEY=VALUE
 (`python train.py --help` lists them), for instance serve.engine=torch."""
@@ -35,8 +36,10 @@ def main(argv: Sequence[str]) -> None:
             from serve.local import serve_locally as run
         elif command == "check":
             from serve.checking import check as run
+        elif command == "bench":
+            from serve.bench import bench as run
         else:
-            raise ConfigError(f"{command} is no command; accepted: pack, predict, local, check")
+            raise ConfigError(f"{command} is no command; accepted: pack, predict, local, check, bench")
         run(rest)
 
 

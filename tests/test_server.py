@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 
 from graft.errors import RunError
+from graft.images import Pixels
+from serve.answers import Answer
 from serve.layout import Layout, lay_out
 from tests.serving import ColourModel, Running, photo, running, wait_for
 
@@ -106,7 +108,7 @@ def test_a_model_that_fails_its_check_is_never_healthy() -> None:
 
 def test_a_fault_of_the_model_shows_no_traceback(colours: Running) -> None:
     class Faulty(ColourModel):
-        def predict(self, images: object) -> list[object]:  # type: ignore[override]
+        def predict(self, images: Pixels) -> list[Answer]:
             raise KeyError("secret")
 
     with running(Faulty) as server:
