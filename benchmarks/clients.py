@@ -120,4 +120,4 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 
 def _megabytes(process: psutil.Process) -> float:
-    return float(sum(one.memory_info().rss for one in _tree(process))) / 1e6
+    return float(sum(one.memory_info().rss for one in _tree(process)) / 1e6)

@@ -247,7 +247,7 @@ def print_table(measured: Mapping[Cell, Sequence[tuple[Load, Cost]]]) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for cell, runs in measured.items():
         rate = statistics.median(load.rate for load, _ in runs)
-        middle, late = (statistics.median(load.percentile(q) for load, _ in runs) for q in (50, 99))
+        middle, late = (statistics.median(load.percentile(share) for load, _ in runs) for share in (50, 99))
         cpu = statistics.median(1000 * cost.seconds / max(len(load.milliseconds), 1) for load, cost in runs)
         memory = max(cost.megabytes for _, cost in runs)
         errors = sum(load.errors for load, _ in runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from graft.errors import ConfigError
 from graft.terminal import plain_errors
@@ -14,6 +15,7 @@ USAGE = """python -m serve COMMAND ...
   predict PHOTO... [bundle=PATH] [--json]     what a model says of photos; of a folder, CSV
   local [bundle=PATH] [serve.port=8080]       answer over HTTP, with a page for people at /
   check [bundle=PATH]                         whether a model answers its parity samples as it must
+  bench [bundle=PATH]                         how long a photo takes here: to decode, and in the engine
   deploy run_dir=RUN endpoint=NAME            an endpoint of SageMaker; serve.plan=true says what that costs
   predict PHOTO... endpoint=NAME [--json]     what it says of photos
   list                                        what of this project costs money, how old it is, dollars so far
@@ -23,6 +25,19 @@ PATH is a run's bundle/ or a model.tar.gz; without it, the latest of runs/. Ever
 (`python train.py --help` lists them), for instance serve.engine=torch."""
 
 
+# Each imports its own: a prediction does not load what packing needs.
+COMMANDS = {
+    "pack": "serve.packing:pack",
+    "predict": "serve.predicting:predict",
+    "local": "serve.local:serve_locally",
+    "check": "serve.checking:check",
+    "bench": "serve.bench:bench",
+    "deploy": "serve.endpoint:deploy",
+    "delete": "serve.endpoint:delete",
+    "list": "serve.endpoint_listing:show",
+}
+
+
 def main(argv: Sequence[str]) -> None:
     """Run one command; exits with 2 where a person is to mend something."""
     if not argv or {"-h", "--help"} & set(argv):
@@ -30,26 +45,13 @@ def main(argv: Sequence[str]) -> None:
         return
     command, *rest = argv
     with plain_errors():
-        # Each imports its own: a prediction does not load what packing needs.
+        if command not in COMMANDS:
+            raise ConfigError(f"{command} is no command; accepted: {', '.join(COMMANDS)}")
+        place = COMMANDS[command]
         if command == "predict" and any(argument.startswith("endpoint=") for argument in rest):
-            from serve.endpoint_predicting import predict as run
-        elif command == "pack":
-            from serve.packing import pack as run
-        elif command == "predict":
-            from serve.predicting import predict as run
-        elif command == "local":
-            from serve.local import serve_locally as run
-        elif command == "check":
-            from serve.checking import check as run
-        elif command == "deploy":
-            from serve.endpoint import deploy as run
-        elif command == "delete":
-            from serve.endpoint import delete as run
-        elif command == "list":
-            from serve.endpoint_listing import show as run
-        else:
-            raise ConfigError(f"{command} is no command; accepted: pack, predict, local, check, deploy, list, delete")
-        run(rest)
+            place = "serve.endpoint_predicting:predict"
+        module, _, name = place.partition(":")
+        getattr(import_module(module), name)(rest)
 
 
 if __name__ == "__main__":

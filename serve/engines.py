@@ -92,7 +92,8 @@ def _openvino() -> ModuleType:
     openvino = import_module("openvino")
     if sys.modules.get(tool, openvino) is None:
         del sys.modules[tool]  # the tool itself stays importable
-    return openvino
+    found: ModuleType = openvino
+    return found
 
 
 class OpenVinoEngine:

@@ -66,10 +66,20 @@ def test_check_says_that_a_model_is_whole(packed_run: Path, capsys: pytest.Captu
     assert "model.tar.gz: 3 classes, fp32, reproduces its parity samples" in capsys.readouterr().out
 
 
+def test_bench_says_what_a_photo_takes(
+    packed_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.bench.milliseconds", lambda work: [work(), 4.0][1])
+    main(["bench", f"bundle={packed_run / 'model.tar.gz'}"])
+    first, *sizes = capsys.readouterr().out.splitlines()
+    assert first.endswith("model.tar.gz, fp32: 4.0 ms a photo in the engine, all cores")
+    assert sizes[2] == "4000 x 3000: 4.0 ms to decode on one core; 125.0 photos/s one after the other"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["predcit"], "predcit is no command; accepted: pack, predict, local, check"),
+        (["predcit"], "predcit is no command; accepted: pack, predict, local, check, bench"),
         (["pack"], "run_dir is not set: the run whose model is packed; give run_dir=PATH"),
         (["pack", "run_dir=nowhere"], "run_dir=nowhere has no bundle; accepted is the directory of a finished run"),
         (["pack", "output"], "output is not accepted; accepted: run_dir=PATH, output=PATH, serve.KEY=VALUE"),
