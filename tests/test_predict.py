@@ -79,7 +79,7 @@ def test_bench_says_what_a_photo_takes(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["predcit"], "predcit is no command; accepted: pack, predict, local, check, bench"),
+        (["predcit"], "predcit is no command; accepted: pack, predict, local, check, bench, deploy, delete, list"),
         (["pack"], "run_dir is not set: the run whose model is packed; give run_dir=PATH"),
         (["pack", "run_dir=nowhere"], "run_dir=nowhere has no bundle; accepted is the directory of a finished run"),
         (["pack", "output"], "output is not accepted; accepted: run_dir=PATH, output=PATH, serve.KEY=VALUE"),
