@@ -65,6 +65,26 @@ def test_every_job_is_handed_over_as_it_ends(script: Script, tmp_path: Path) -> 
     assert ended == [("1", "Failed"), ("0", "Completed")]
 
 
+def test_a_resumed_sweep_follows_the_new_job_of_a_failed_run(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one", "two")
+    (tmp_path / "0" / "run.json").write_text('{"id": "1", "state": "failed"}')
+    (tmp_path / "1" / "run.json").write_text('{"id": "2", "state": "failed"}')
+    states(script, training("Completed"))
+    ended: list[tuple[str, str]] = []
+    follow_sweep(tmp_path, lambda ticket, run: ended.append((ticket.name, ticket.state)), pause=lambda seconds: None)
+    assert ended == [("one", "Completed"), ("two", "Completed")]
+
+
+def test_a_completed_job_is_fetched_until_its_run_is_here(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one", "two", state="Completed")
+    (tmp_path / "0" / "run.json").write_text('{"id": "1", "state": "failed"}')  # it could not be fetched
+    (tmp_path / "1" / "run.json").write_text('{"id": "2", "state": "finished"}')
+    ended: list[str] = []
+    follow_sweep(tmp_path, lambda ticket, run: ended.append(ticket.name))
+    assert ended == ["one"]
+    assert script.asked["DescribeTrainingJob"] == 0
+
+
 def test_a_member_that_failed_is_told_and_the_sweep_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

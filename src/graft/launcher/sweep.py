@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from graft.artifacts import read_state
 from graft.errors import CloudError
 from graft.launcher.follow import ask_patiently, ended, spent
 from graft.launcher.status import Status
@@ -52,16 +53,16 @@ def follow_sweep(
     Raises:
         CloudError: AWS cannot be asked.
     """
-    waiting = {run: ticket for run, ticket in members(sweep_dir).items() if not (run / "run.json").exists()}
+    waiting = _unfinished(sweep_dir)
     phases: dict[Path, str] = {}
     while waiting:
         for run, ticket in list(waiting.items()):
-            status = _asked(waiting, run, pause)
-            if phases.get(run) != status.phase:
+            status = None if ticket.has_ended else _asked(waiting, run, pause)
+            if status and phases.get(run) != status.phase:
                 phases[run] = status.phase
                 say(f"{run.name}: {ticket.name}: {status.phase or status.state}")
-            if status.has_ended:
-                end(ended(ticket, status, run), run)
+            if status is None or status.has_ended:
+                end(ended(ticket, status, run) if status else ticket, run)
                 del waiting[run]
         if waiting:
             with_word(waiting, sweep_dir, pause)
@@ -88,6 +89,15 @@ def going_on(active: Members, sweep_dir: Path) -> str:
 def submitted(sweep_dir: Path) -> Members:
     """The runs of a sweep whose jobs are not known to have ended."""
     return {run: ticket for run, ticket in members(sweep_dir).items() if not ticket.has_ended}
+
+
+def _unfinished(sweep_dir: Path) -> Members:
+    """The runs whose jobs go on, or whose files are not all here: a failed run may have a job that goes on with it."""
+    return {
+        run: ticket
+        for run, ticket in members(sweep_dir).items()
+        if not ticket.has_ended or read_state(run).get("state") != "finished"
+    }
 
 
 def _asked(waiting: Members, run: Path, pause: Callable[[float], None]) -> Status:
