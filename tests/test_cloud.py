@@ -135,6 +135,20 @@ def test_a_job_that_was_not_created_is_told(script: Script, tmp_path: Path, answ
     assert said == (
         f"creating {NAME}: AWS answered {code} to each of 6 attempts; try again in some minutes; no job was created"
     )
+    assert not_billed(tmp_path)
+
+
+def not_billed(tmp_path: Path) -> bool:
+    ticket = read_ticket(tmp_path / "run")
+    assert ticket is not None
+    return (ticket.state, ticket.reason, ticket.actual_usd) == ("Failed", "it was never created", 0.0)
+
+
+def test_a_job_that_is_refused_is_not_said_to_be_billed(script: Script, tmp_path: Path) -> None:
+    calls.client.cache_clear()
+    script.answer("CreateTrainingJob", DENIED)
+    assert failure_of(in_cloud(tmp_path)).endswith("; nothing was created")
+    assert not_billed(tmp_path)
 
 
 def test_a_job_whose_creation_was_not_confirmed_is_followed(server: str, script: Script, tmp_path: Path) -> None:

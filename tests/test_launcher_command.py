@@ -15,7 +15,7 @@ from graft.launcher.listing import Listed, cost, in_words, listed
 from graft.launcher.prices import Machine, Prices, read_prices
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.s3server import CREDENTIALS, forget_account
-from tests.scripted import ABSENT, Script, training
+from tests.scripted import ABSENT, DENIED, Script, training
 
 JOB = Ticket(
     "graft-1", "training", "train", "us-east-1", "s3://b/j", "s3://b/j/checkpoints/run", "ml.m5.large", 1, 0.36
@@ -82,11 +82,40 @@ def test_stop_takes_a_tuning_job(script: Script, tmp_path: Path) -> None:
     assert script.asked["StopHyperParameterTuningJob"] == 1
 
 
-def test_a_job_that_is_not_there_is_told(script: Script, tmp_path: Path) -> None:
+def test_a_job_that_is_not_there_is_told(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     submitted(tmp_path)
     script.answer("DescribeTrainingJob", ABSENT)
-    with pytest.raises(CloudError, match=r"job graft-1: refused \(ValidationException: Requested resource not found\)"):
+    with pytest.raises(CloudError, match=r"not stopped, and billed where they run: graft-1; the same command"):
         main(["stop", str(tmp_path)])
+    told = "error: job graft-1: refused (ValidationException: Requested resource not found)\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_sweep_is_stopped_past_a_job_that_cannot_be(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("graft-0", "graft-1", "graft-2")):
+        submitted(tmp_path / str(number), name=name)
+    script.answer("DescribeTrainingJob", training("InProgress"))
+    script.answer("StopTrainingJob", (200, {}), DENIED, (200, {}))
+    with pytest.raises(CloudError, match="not stopped, and billed where they run: graft-1;"):
+        main(["stop", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert "error: stopping graft-1: denied" in err
+    assert [f"{name} is being stopped" in err for name in ("graft-0", "graft-1", "graft-2")] == [True, False, True]
+
+
+@pytest.mark.parametrize("command", ["stop", "follow"])
+def test_a_job_that_was_never_created_is_told_and_not_billed(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    submitted(tmp_path / "0", state="submitting")
+    script.answer("DescribeTrainingJob", ABSENT)
+    main([command, str(tmp_path)])
+    assert "job graft-1 was never created, nothing is billed; the same command with" in capsys.readouterr().err
+    ticket = read_ticket(tmp_path / "0")
+    assert ticket is not None
+    assert (ticket.state, ticket.reason, ticket.actual_usd) == ("Failed", "it was never created", 0.0)
 
 
 def test_follow_goes_on_with_a_failed_job(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from graft.launcher.cloud import conclude_member
 from graft.launcher.sweep import follow_sweep, members, planned_by_others, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.s3server import CREDENTIALS, forget_account
-from tests.scripted import DENIED, Answer, Script, training
+from tests.scripted import ABSENT, DENIED, Answer, Script, training
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def test_the_next_job_waits_for_one_to_end(script: Script, tmp_path: Path, capsy
     assert capsys.readouterr().err == (
         "2: waits for one of 2 jobs to end (launcher.max_parallel=2)\n1: two: Completed, $0.01\n"
     )
+
+
+def test_a_job_that_was_never_created_takes_no_place(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one", state="submitting")
+    states(script, ABSENT)
+    wait_for_turn(tmp_path / "1", 1, pause=lambda seconds: pytest.fail("waited"))
+    assert planned_by_others(tmp_path / "1") == 0
 
 
 def test_a_free_place_is_taken_at_once(script: Script, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
 from graft.launcher.prices import Prices, read_prices
-from graft.launcher.submit import Submission, exists, submit
+from graft.launcher.submit import Submission, confirmed, submit
 from graft.launcher.sweep import going_on, planned_by_others, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from graft.launcher.trials import TunedTrial, best_trial, read_trials
@@ -125,6 +125,8 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
     Raises:
         CloudError: the job failed or was stopped; the message says why and what remains.
     """
+    if not ticket.was_created:
+        raise CloudError(ended_badly(ticket, run_dir))
     if ticket.kind == "training":
         count = fetch_run(ticket.results, run_dir)
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
@@ -147,6 +149,8 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
 def conclude_member(ticket: Ticket, run_dir: Path) -> None:
     """Fetch the run of a sweep's job; what is wrong with it is kept there, and the sweep goes on."""
     try:
+        if not ticket.was_created:
+            raise CloudError(ended_badly(ticket, run_dir))
         fetch_run(ticket.results, run_dir)
         note_on_page(ticket, run_dir / "report.html")
         if ticket.state != "Completed":
@@ -160,6 +164,11 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
 
 def ended_badly(ticket: Ticket, run_dir: Path) -> str:
     """What a person is told of a job that failed or was stopped."""
+    if not ticket.was_created:
+        return (
+            f"job {ticket.name} was never created, nothing is billed; the same command with run_dir={run_dir} tries "
+            "again"
+        )
     reason = f": {ticket.reason}" if ticket.reason else ""
     goes_on = "goes on from its checkpoints" if ticket.kind == "training" else "starts another one"
     return (
@@ -204,11 +213,9 @@ def _earlier(config: Config, run_dir: Path) -> Ticket | None:
             f"run_dir={run_dir} is of job {ticket.name} with another configuration: {', '.join(listed)}; give the same "
             "configuration to follow it, or another run_dir"
         )
-    if ticket.state == "submitting" and not exists(ticket):
-        return replace(ticket, state="Stopped", reason="it was never created")
+    ticket = confirmed(ticket, run_dir)
     if not ticket.has_ended:
         say(f"job {ticket.name} was submitted for this run before")
-        return write_ticket(run_dir, replace(ticket, state="submitted"))
     return ticket
 
 

@@ -10,6 +10,7 @@ from graft.artifacts import read_state
 from graft.errors import CloudError
 from graft.launcher.follow import ask_patiently, ended, spent
 from graft.launcher.status import Status
+from graft.launcher.submit import confirmed
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import say
 
@@ -23,6 +24,15 @@ def members(sweep_dir: Path) -> Members:
         return {}
     runs = sorted((path for path in sweep_dir.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     return {run: ticket for run in runs if (ticket := read_ticket(run))}
+
+
+def confirmed_members(sweep_dir: Path) -> Members:
+    """The same, where SageMaker was asked for those jobs of which it is not known whether they were created.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    return {run: confirmed(ticket, run) for run, ticket in members(sweep_dir).items()}
 
 
 def planned_by_others(member: Path) -> float:
@@ -95,7 +105,7 @@ def _unfinished(sweep_dir: Path) -> Members:
     """The runs whose jobs go on, or whose files are not all here: a failed run may have a job that goes on with it."""
     return {
         run: ticket
-        for run, ticket in members(sweep_dir).items()
+        for run, ticket in confirmed_members(sweep_dir).items()
         if not ticket.has_ended or read_state(run).get("state") != "finished"
     }
 
@@ -109,7 +119,7 @@ def _asked(waiting: Members, run: Path, pause: Callable[[float], None]) -> Statu
 
 def _still_active(sweep_dir: Path) -> Members:
     active = {}
-    waiting = submitted(sweep_dir)
+    waiting = {run: ticket for run, ticket in confirmed_members(sweep_dir).items() if not ticket.has_ended}
     for run, ticket in waiting.items():
         status = _asked(waiting, run, time.sleep)
         if status.has_ended:
