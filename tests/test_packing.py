@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from graft.config import Config, LauncherConfig, changed, flatten
+from graft.artifacts import open_run
+from graft.config import Config, LauncherConfig, changed, flatten, to_yaml
 from graft.errors import ConfigError
 from graft.launcher.account import Account
 from graft.launcher.job import Entry, read_job, write_job
@@ -42,6 +43,17 @@ def test_the_container_composes_the_same_configuration(tmp_path: Path, trainer: 
     here, there_flat = flatten(config), flatten(there)
     differing = {key for key in here if here[key] != there_flat[key] and not key.startswith("launcher.")}
     assert differing == PLACES
+
+
+def test_a_run_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
+    def in_container(*more: str) -> str:
+        config = composed("trainer=sagemaker_gpu", "data=demo", *more)
+        return to_yaml(changed(Config(), make_job(config, Entry.train).placed({})))
+
+    for budget in ("budget.usd=1", "budget.usd=2", "budget.usd=null"):
+        with pytest.raises(SystemExit), open_run(tmp_path / "run", in_container(budget), []):
+            raise SystemExit(143)
+    assert in_container("search.backend=tuning_job") == in_container()
 
 
 def test_a_trial_does_not_look_at_test() -> None:
