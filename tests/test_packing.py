@@ -122,6 +122,13 @@ def test_the_archive_holds_the_code_and_nothing_that_lies_beside_it(tmp_path: Pa
     assert found["graft_job.yaml"].decode() == write_job(job)
 
 
+def test_no_password_travels(tmp_path: Path) -> None:
+    storage = "search.storage='postgresql://user:PASSWORD@host/db'"
+    job = make_job(composed("trainer=sagemaker_gpu", "data=demo", storage), Entry.tune, ("seed=1", storage))
+    assert job.overrides == ("seed=1",)
+    assert b"PASSWORD" not in contents(pack_source(job, checkout(tmp_path)))["graft_job.yaml"]
+
+
 def test_the_same_code_gives_the_same_bytes(tmp_path: Path) -> None:
     job = make_job(composed("trainer=sagemaker_gpu", "data=demo"), Entry.train)
     first = pack_source(job, checkout(tmp_path / "a"))

@@ -74,7 +74,7 @@ def run_in_cloud(work: Work) -> Ticket | None:
         print("\n".join(_plan_lines(work, plan, prices, cache, region)))
         check_budget(plan, config)
         return None
-    require(config, work.entry)
+    require(config)
     ticket = _earlier(config, run_dir)
     if ticket is None or ticket.state in ("Failed", "Stopped"):
         member = sweep_member()
