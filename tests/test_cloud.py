@@ -209,6 +209,27 @@ def test_the_same_command_goes_on_with_the_checkpoints_of_a_failed_job(
     assert ticket.results == f"s3://results/graft/jobs/{NAME}/checkpoints/run"
 
 
+def test_a_budget_is_of_all_jobs_of_a_run(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    an_hour, budget = 0.7364, ("budget.usd=2", "data.images=100")
+    script.answer("DescribeTrainingJob", training("Failed", BillableTimeInSeconds=3600))
+    failure_of(in_cloud(tmp_path, *budget))
+    calls.client.cache_clear()
+    sent: list[bytes] = []
+    script.answer("DescribeTrainingJob", training("Failed", BillableTimeInSeconds=3600))
+    calls.client("sagemaker", "us-east-1").meta.events.register(
+        "before-send.sagemaker.CreateTrainingJob", lambda request, **_: sent.append(request.body)
+    )
+    failure_of(in_cloud(tmp_path, *budget))
+    left = int((2 - an_hour) / an_hour * 3600)
+    assert json.loads(sent[0])["StoppingCondition"]["MaxRuntimeInSeconds"] == left
+    assert "; jobs before it: $0.74" in capsys.readouterr().err
+    ticket = read_ticket(tmp_path / "run")
+    assert ticket is not None
+    assert ticket.most_usd == pytest.approx(2 * an_hour)
+    with pytest.raises(ConfigError, match=r"budget\.usd=1\.5: .*, 1\.47 of it for other jobs of this run or sweep"):
+        run_in_cloud(Work(in_cloud(tmp_path, "budget.usd=1.5", "data.images=100")))
+
+
 def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(
     server: str, script: Script, tmp_path: Path
 ) -> None:

@@ -69,19 +69,20 @@ def run_in_cloud(work: Work) -> Ticket | None:
     run_dir = local_path(config.run_dir, "run_dir")
     region, cache = found_region(config), local_path(config.features.cache_dir, "features.cache_dir")
     prices = read_prices(cache)
-    plan = _plan(work, prices, cache, region)
+    if not config.launcher.plan:
+        require(config)
+    ticket = read_ticket(run_dir) if config.launcher.plan else _earlier(config, run_dir)
+    spent = _spent_before(run_dir, ticket)
+    plan = _plan(work, prices, cache, region, spent)
     if config.launcher.plan:
         print("\n".join(_plan_lines(work, plan, prices, cache, region)))
-        check_budget(plan, config)
+        check_budget(plan, config, spent)
         return None
-    require(config)
-    ticket = _earlier(config, run_dir)
     if ticket is None or ticket.state in ("Failed", "Stopped"):
-        member = sweep_member()
-        check_budget(plan, config, planned_by_others(member) if member else 0.0)
+        check_budget(plan, config, spent)
         for line in _plan_lines(work, plan, prices, cache, region):
             say(line)
-        if member:
+        if member := sweep_member():
             wait_for_turn(member, config.launcher.max_parallel)
         ticket = _submit(work, plan, run_dir, ticket)
     if sweep_member() or not config.launcher.wait:
@@ -177,8 +178,14 @@ def ended_badly(ticket: Ticket, run_dir: Path) -> str:
     )
 
 
-def _plan(work: Work, prices: Prices, cache: Path, region: str | None) -> Plan:
-    return make_plan(work.config, work.entry, work.trials, prices, read_calibration(cache), region)
+def _spent_before(run_dir: Path, ticket: Ticket | None) -> float:
+    """Dollars that jobs before this one, and the other jobs of its sweep, cost or may cost."""
+    before = ticket.most_usd if ticket and ticket.has_ended else 0.0
+    return before + (planned_by_others(run_dir) if sweep_member() else 0.0)
+
+
+def _plan(work: Work, prices: Prices, cache: Path, region: str | None, spent: float = 0.0) -> Plan:
+    return make_plan(work.config, work.entry, work.trials, prices, read_calibration(cache), region, spent)
 
 
 def _plan_lines(work: Work, plan: Plan, prices: Prices, cache: Path, region: str | None) -> list[str]:

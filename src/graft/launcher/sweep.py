@@ -37,8 +37,7 @@ def confirmed_members(sweep_dir: Path) -> Members:
 
 def planned_by_others(member: Path) -> float:
     """Dollars that the other jobs of a sweep cost, or are planned to cost at most."""
-    others = (ticket for run, ticket in members(member.parent).items() if run != member)
-    return sum(t.actual_usd if t.actual_usd is not None else (t.planned_usd or (0.0, 0.0))[1] for t in others)
+    return sum(ticket.most_usd for run, ticket in members(member.parent).items() if run != member)
 
 
 def wait_for_turn(member: Path, most: int, *, pause: Callable[[float], None] = time.sleep) -> None:

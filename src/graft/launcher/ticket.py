@@ -36,6 +36,7 @@ class Ticket:
         actual_usd: likewise.
         image: the container.
         followed: whether the command that submitted it waits for it.
+        spent_usd: what the jobs before it, whose run it goes on with, cost or may have cost.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Ticket:
     actual_usd: float | None = None
     image: str = ""
     followed: bool = True
+    spent_usd: float = 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -65,6 +67,12 @@ class Ticket:
     def was_created(self) -> bool:
         """Whether there is, or may be, a job of this name."""
         return self.reason != _NEVER
+
+    @property
+    def most_usd(self) -> float:
+        """Dollars that it and the jobs before it cost: billed, or planned at most."""
+        own = self.actual_usd if self.actual_usd is not None else (self.planned_usd or (0.0, 0.0))[1]
+        return self.spent_usd + own
 
     def usd(self, seconds: float) -> float | None:
         """What so many seconds of one machine cost."""
