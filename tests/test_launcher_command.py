@@ -11,11 +11,12 @@ import pytest
 
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.__main__ import main
-from graft.launcher.listing import Listed, cost, in_words, listed
+from graft.launcher.listing import Listed, cost, in_words, list_jobs, listed
 from graft.launcher.prices import Machine, Prices, read_prices
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from tests.aws.listing import paged
 from tests.s3server import CREDENTIALS, forget_account
-from tests.scripted import ABSENT, DENIED, Script, training
+from tests.scripted import ABSENT, DENIED, Answer, Script, training
 
 JOB = Ticket(
     "graft-1", "training", "train", "us-east-1", "s3://b/j", "s3://b/j/checkpoints/run", "ml.m5.large", 1, 0.36
@@ -130,17 +131,37 @@ def test_follow_goes_on_with_a_failed_job(script: Script, tmp_path: Path, monkey
     assert ticket.actual_usd == pytest.approx(0.36)
 
 
-def test_list_shows_what_is_billed_first(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
-    def job(name: str, state: str, ago: float) -> dict[str, object]:
-        created = datetime.now(UTC) - timedelta(seconds=ago)
-        return {
-            "TrainingJobName": name,
-            "TrainingJobArn": "a" * 20,
-            "TrainingJobStatus": state,
-            "CreationTime": created.timestamp(),
-        }
+def summary(name: str, state: str, ago: float) -> dict[str, Any]:
+    """An entry of ListTrainingJobs."""
+    return {
+        "TrainingJobName": name,
+        "TrainingJobArn": "a" * 20,
+        "TrainingJobStatus": state,
+        "CreationTime": (datetime.now(UTC) - timedelta(seconds=ago)).timestamp(),
+    }
 
-    jobs = [job("graft-old", "Completed", 10), job("graft-new", "InProgress", 7200)]
+
+def test_what_is_billed_is_listed_however_old_it_is(script: Script) -> None:
+    def respond(request: dict[str, Any]) -> Answer:
+        asked = [
+            job for job in jobs if request.get("StatusEquals", job["TrainingJobStatus"]) == job["TrainingJobStatus"]
+        ]
+        return 200, paged("TrainingJobSummaries", asked, request)
+
+    jobs = [summary(f"graft-{number}", "Completed", number) for number in range(60)]
+    jobs += [summary(f"graft-running-{number}", "InProgress", 100 + number) for number in range(101)]
+    jobs += [summary("graft-ending", "Stopping", 1000)]
+    machines = {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1}
+    script.reply("ListTrainingJobs", respond)
+    script.answer("ListHyperParameterTuningJobs", (200, {"HyperParameterTuningJobSummaries": []}))
+    script.answer("DescribeTrainingJob", training("InProgress", ResourceConfig=machines))
+    found = list_jobs("us-east-1")
+    assert [job.name for job in found[:102]] == [f"graft-running-{number}" for number in range(101)] + ["graft-ending"]
+    assert [job.name for job in found[102:]] == [f"graft-{number}" for number in range(50)]
+
+
+def test_list_shows_what_is_billed_first(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [summary("graft-old", "Completed", 10), summary("graft-new", "InProgress", 7200)]
     script.answer("ListTrainingJobs", (200, {"TrainingJobSummaries": jobs}))
     script.answer("ListHyperParameterTuningJobs", (200, {"HyperParameterTuningJobSummaries": []}))
     machines = {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}
