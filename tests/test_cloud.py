@@ -319,6 +319,44 @@ def test_ctrl_c_can_stop_the_job(script: Script, tmp_path: Path, monkeypatch: py
     assert script.asked["StopTrainingJob"] == 1
 
 
+def test_a_job_that_cannot_be_stopped_is_not_lost(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("s"))
+    interrupted_once(script, training("InProgress"))
+    script.answer("StopTrainingJob", DENIED)
+    said = failure_of(in_cloud(tmp_path))
+    assert said.startswith(f"stopping {NAME}: denied; ")
+    assert f"{NAME} goes on and is billed; watch it and fetch its run with" in said
+
+
+def test_a_job_that_ended_before_it_was_stopped_is_fetched(
+    server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_run(server)
+    monkeypatch.setattr("sys.stdin", Terminal("s"))
+    interrupted_once(script, training("Completed"))
+    refused = {"__type": "ValidationException", "message": "the training job is in status Completed"}
+    script.answer("StopTrainingJob", (400, refused))
+    assert run_in_cloud(Work(in_cloud(tmp_path))) is not None
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert f"{NAME} has ended meanwhile" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_job_is_stopped_says_how_to_follow(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> tuple[int, dict[str, str]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Terminal("s"))
+    interrupted_once(script, training("InProgress"))
+    script.answer("StopTrainingJob", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_cloud(Work(in_cloud(tmp_path)))
+    assert f"{NAME} goes on and is billed; watch it" in capsys.readouterr().err
+
+
 def test_ctrl_c_can_mean_to_go_on(server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_run(server)
     monkeypatch.setattr("sys.stdin", Terminal(""))

@@ -104,18 +104,48 @@ def test_a_member_that_failed_is_told_and_the_sweep_goes_on(
     assert state["reason"].startswith("job one failed: no photos")
 
 
-def test_ctrl_c_names_all_that_goes_on(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
 
+
+def going_on(sweep_dir: Path, names: str) -> str:
+    return (
+        f"of this sweep go on and are billed: {names}; watch them with `python -m graft.launcher follow {sweep_dir}`, "
+        f"end them with `python -m graft.launcher stop {sweep_dir}`\n"
+    )
+
+
+def test_ctrl_c_while_pausing_names_all_that_goes_on(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     submitted(tmp_path, "one", "two")
     states(script, training("InProgress"))
     with pytest.raises(KeyboardInterrupt):
         follow_sweep(tmp_path, lambda ticket, run: None, pause=interrupt)
-    assert capsys.readouterr().err.endswith(
-        f"of this sweep go on and are billed: one, two; watch them with `python -m graft.launcher follow {tmp_path}`, "
-        f"end them with `python -m graft.launcher stop {tmp_path}`\n"
-    )
+    assert capsys.readouterr().err.endswith(going_on(tmp_path, "one, two"))
+
+
+def test_ctrl_c_while_asking_names_all_that_goes_on(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(tmp_path, "one", "two")
+    script.answer("DescribeTrainingJob", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        follow_sweep(tmp_path, lambda ticket, run: None)
+    assert capsys.readouterr().err == going_on(tmp_path, "one, two")
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_turn(tmp_path / "2", 2)
+    assert capsys.readouterr().err == going_on(tmp_path, "one, two")
+
+
+def test_ctrl_c_while_fetching_names_what_goes_on(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(tmp_path, "one", "two")
+    states(script, training("Completed"))
+    with pytest.raises(KeyboardInterrupt):
+        follow_sweep(tmp_path, interrupt)
+    assert capsys.readouterr().err.endswith(going_on(tmp_path, "two"))
 
 
 def test_denied_names_the_job_that_goes_on(script: Script, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from graft.artifacts import read_state
@@ -47,11 +48,12 @@ def wait_for_turn(member: Path, most: int, *, pause: Callable[[float], None] = t
         CloudError: AWS cannot be asked.
     """
     told = False
-    while len(active := _still_active(member.parent)) >= most:
-        if not told:
-            say(f"{member.name}: waits for one of {len(active)} jobs to end (launcher.max_parallel={most})")
-            told = True
-        with_word(active, member.parent, pause)
+    with _interrupted_in_words(member.parent):
+        while len(active := _still_active(member.parent)) >= most:
+            if not told:
+                say(f"{member.name}: waits for one of {len(active)} jobs to end (launcher.max_parallel={most})")
+                told = True
+            pause(_PAUSE_S)
 
 
 def follow_sweep(
@@ -62,27 +64,30 @@ def follow_sweep(
     Raises:
         CloudError: AWS cannot be asked.
     """
-    waiting = _unfinished(sweep_dir)
     phases: dict[Path, str] = {}
-    while waiting:
-        for run, ticket in list(waiting.items()):
-            status = None if ticket.has_ended else _asked(waiting, run, pause)
-            if status and phases.get(run) != status.phase:
-                phases[run] = status.phase
-                say(f"{run.name}: {ticket.name}: {status.phase or status.state}")
-            if status is None or status.has_ended:
-                end(ended(ticket, status, run) if status else ticket, run)
-                del waiting[run]
-        if waiting:
-            with_word(waiting, sweep_dir, pause)
+    with _interrupted_in_words(sweep_dir):
+        waiting = _unfinished(sweep_dir)
+        while waiting:
+            for run, ticket in list(waiting.items()):
+                status = None if ticket.has_ended else _asked(waiting, run, pause)
+                if status and phases.get(run) != status.phase:
+                    phases[run] = status.phase
+                    say(f"{run.name}: {ticket.name}: {status.phase or status.state}")
+                if status is None or status.has_ended:
+                    end(ended(ticket, status, run) if status else ticket, run)
+                    del waiting[run]
+            if waiting:
+                pause(_PAUSE_S)
 
 
-def with_word(active: Members, sweep_dir: Path, pause: Callable[[float], None]) -> None:
-    """Pause; Ctrl-C says what goes on."""
+@contextmanager
+def _interrupted_in_words(sweep_dir: Path) -> Iterator[None]:
+    """Ctrl-C, whenever it comes, names the jobs that go on."""
     try:
-        pause(_PAUSE_S)
+        yield
     except KeyboardInterrupt:
-        say(going_on(active, sweep_dir))
+        if active := submitted(sweep_dir):
+            say(going_on(active, sweep_dir))
         raise
 
 
