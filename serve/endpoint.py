@@ -12,7 +12,6 @@ from graft.artifacts import read_manifest
 from graft.config import Config
 from graft.errors import CloudError, ConfigError
 from graft.launcher.account import account_of, found_region, missing
-from graft.launcher.job import Entry
 from graft.launcher.policy import TTL_ROLE
 from graft.launcher.prices import read_prices
 from graft.launcher.submit import check_bucket
@@ -87,7 +86,7 @@ def delete(argv: Sequence[str]) -> None:
 
 def _require(config: Config) -> None:
     """Refuse to deploy without an account."""
-    lines = missing(config, Entry.train)
+    lines = missing(config)
     if lines:
         raise ConfigError(
             "python -m serve deploy needs:\n"

@@ -15,7 +15,6 @@ from graft.errors import ConfigError
 from graft.launcher.__main__ import main
 from graft.launcher.account import Account, found_region, require
 from graft.launcher.images import find_image
-from graft.launcher.job import Entry
 from tests.composing import ROOT, composed
 from tests.s3server import forget_account
 
@@ -28,7 +27,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_message_lists_all_that_is_missing() -> None:
     with pytest.raises(ConfigError) as caught:
-        require(composed("trainer=sagemaker_gpu"), Entry.train)
+        require(composed("trainer=sagemaker_gpu"))
     assert str(caught.value).splitlines() == [
         "launcher=sagemaker needs:",
         "  launcher.role=ARN, the IAM role that jobs act under: aws iam get-role --role-name graft --query Role.Arn "
@@ -44,10 +43,9 @@ def test_one_message_lists_all_that_is_missing() -> None:
 def test_only_what_is_missing_is_listed() -> None:
     config = composed("trainer=sagemaker_gpu", "data=demo", "launcher.bucket=mine", "launcher.region=eu-west-1")
     with pytest.raises(ConfigError) as caught:
-        require(config, Entry.train)
+        require(config)
     assert str(caught.value).count("\n") == 2
-    require(composed("trainer=sagemaker_gpu", "data=demo", "launcher.bucket=b", "launcher.region=r", "launcher.role=r"),
-            Entry.train)  # fmt: skip
+    require(composed("trainer=sagemaker_gpu", "data=demo", "launcher.bucket=b", "launcher.region=r", "launcher.role=r"))
 
 
 def test_weights_that_are_not_there_are_told_before_a_job_is_billed(tmp_path: Path) -> None:
@@ -56,17 +54,20 @@ def test_weights_that_are_not_there_are_told_before_a_job_is_billed(tmp_path: Pa
     with pytest.raises(
         ConfigError, match=rf"model\.weights=FILE \(now {re.escape(str(weights))}, which is not there\)"
     ):
-        require(config, Entry.train)
+        require(config)
     weights.write_bytes(b"")
     with pytest.raises(ConfigError) as caught:
-        require(config, Entry.train)
+        require(config)
     assert "model.weights" not in str(caught.value)
 
 
-def test_a_search_in_a_job_keeps_its_study_itself() -> None:
-    config = composed("trainer=sagemaker_gpu", "data=demo", "search.storage='sqlite:///x.db'")
-    with pytest.raises(ConfigError, match=r"search\.storage=null \(now sqlite:///x\.db\)"):
-        require(config, Entry.tune)
+@pytest.mark.parametrize("backend", ["one_job", "tuning_job"])
+def test_a_job_keeps_its_study_itself_and_no_password_is_shown(backend: str) -> None:
+    storage = "search.storage='postgresql://user:PASSWORD@host/db'"
+    config = composed("trainer=sagemaker_gpu", "data=demo", storage, f"search.backend={backend}")
+    with pytest.raises(ConfigError, match=r"search\.storage=null \(now a URL\)") as caught:
+        require(config)
+    assert "PASSWORD" not in str(caught.value)
 
 
 def test_the_region_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

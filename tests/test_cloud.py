@@ -135,6 +135,20 @@ def test_a_job_that_was_not_created_is_told(script: Script, tmp_path: Path, answ
     assert said == (
         f"creating {NAME}: AWS answered {code} to each of 6 attempts; try again in some minutes; no job was created"
     )
+    assert not_billed(tmp_path)
+
+
+def not_billed(tmp_path: Path) -> bool:
+    ticket = read_ticket(tmp_path / "run")
+    assert ticket is not None
+    return (ticket.state, ticket.reason, ticket.actual_usd) == ("Failed", "it was never created", 0.0)
+
+
+def test_a_job_that_is_refused_is_not_said_to_be_billed(script: Script, tmp_path: Path) -> None:
+    calls.client.cache_clear()
+    script.answer("CreateTrainingJob", DENIED)
+    assert failure_of(in_cloud(tmp_path)).endswith("; nothing was created")
+    assert not_billed(tmp_path)
 
 
 def test_a_job_whose_creation_was_not_confirmed_is_followed(server: str, script: Script, tmp_path: Path) -> None:
@@ -193,6 +207,27 @@ def test_the_same_command_goes_on_with_the_checkpoints_of_a_failed_job(
     assert ticket.name == "graft-train-2"
     assert json.loads(sent[0])["CheckpointConfig"]["S3Uri"] == f"s3://results/graft/jobs/{NAME}/checkpoints"
     assert ticket.results == f"s3://results/graft/jobs/{NAME}/checkpoints/run"
+
+
+def test_a_budget_is_of_all_jobs_of_a_run(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    an_hour, budget = 0.7364, ("budget.usd=2", "data.images=100")
+    script.answer("DescribeTrainingJob", training("Failed", BillableTimeInSeconds=3600))
+    failure_of(in_cloud(tmp_path, *budget))
+    calls.client.cache_clear()
+    sent: list[bytes] = []
+    script.answer("DescribeTrainingJob", training("Failed", BillableTimeInSeconds=3600))
+    calls.client("sagemaker", "us-east-1").meta.events.register(
+        "before-send.sagemaker.CreateTrainingJob", lambda request, **_: sent.append(request.body)
+    )
+    failure_of(in_cloud(tmp_path, *budget))
+    left = int((2 - an_hour) / an_hour * 3600)
+    assert json.loads(sent[0])["StoppingCondition"]["MaxRuntimeInSeconds"] == left
+    assert "; jobs before it: $0.74" in capsys.readouterr().err
+    ticket = read_ticket(tmp_path / "run")
+    assert ticket is not None
+    assert ticket.most_usd == pytest.approx(2 * an_hour)
+    with pytest.raises(ConfigError, match=r"budget\.usd=1\.5: .*, 1\.47 of it for other jobs of this run or sweep"):
+        run_in_cloud(Work(in_cloud(tmp_path, "budget.usd=1.5", "data.images=100")))
 
 
 def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(
@@ -282,6 +317,44 @@ def test_ctrl_c_can_stop_the_job(script: Script, tmp_path: Path, monkeypatch: py
     script.answer("StopTrainingJob", (200, {}))
     assert failure_of(in_cloud(tmp_path)).startswith(f"job {NAME} stopped; nothing of it runs any more")
     assert script.asked["StopTrainingJob"] == 1
+
+
+def test_a_job_that_cannot_be_stopped_is_not_lost(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("s"))
+    interrupted_once(script, training("InProgress"))
+    script.answer("StopTrainingJob", DENIED)
+    said = failure_of(in_cloud(tmp_path))
+    assert said.startswith(f"stopping {NAME}: denied; ")
+    assert f"{NAME} goes on and is billed; watch it and fetch its run with" in said
+
+
+def test_a_job_that_ended_before_it_was_stopped_is_fetched(
+    server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_run(server)
+    monkeypatch.setattr("sys.stdin", Terminal("s"))
+    interrupted_once(script, training("Completed"))
+    refused = {"__type": "ValidationException", "message": "the training job is in status Completed"}
+    script.answer("StopTrainingJob", (400, refused))
+    assert run_in_cloud(Work(in_cloud(tmp_path))) is not None
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert f"{NAME} has ended meanwhile" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_job_is_stopped_says_how_to_follow(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> tuple[int, dict[str, str]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Terminal("s"))
+    interrupted_once(script, training("InProgress"))
+    script.answer("StopTrainingJob", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_cloud(Work(in_cloud(tmp_path)))
+    assert f"{NAME} goes on and is billed; watch it" in capsys.readouterr().err
 
 
 def test_ctrl_c_can_mean_to_go_on(server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

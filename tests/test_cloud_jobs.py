@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from graft.launcher import calls
+from graft.launcher.ticket import Ticket, read_ticket
 from tests.aws.client import HERE, IMAGE, send_photos
 from tests.aws.server import BUCKET, LocalAws, running_aws
 from tests.conftest import TOOLKIT
@@ -85,14 +87,23 @@ def test_a_tuning_job_leaves_what_a_search_leaves(tmp_path: Path, photos: str) -
     assert (run / "report.html").exists()
 
 
+def most_at_a_time(tickets: Sequence[Ticket | None]) -> int:
+    """How many of these jobs were in progress together."""
+    service = calls.client("sagemaker", "us-east-1")
+    jobs = [service.describe_training_job(TrainingJobName=ticket.name) for ticket in tickets if ticket]
+    spans: list[tuple[datetime, datetime]] = [(job["CreationTime"], job["TrainingEndTime"]) for job in jobs]
+    return max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
+
+
 @pytest.mark.usefixtures("account")
 def test_a_sweep_runs_a_job_for_each_combination(aws: LocalAws, tmp_path: Path, photos: str) -> None:
-    sweep = ["optim.lr=0.003,0.01", "launcher.max_parallel=2", "trainer.max_epochs=1"]
+    sweep = ["optim.lr=0.003,0.01,0.03", "launcher.max_parallel=2", "trainer.max_epochs=1"]
     process = start(command(tmp_path, photos, *sweep), "-m")
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert "runs of " in out
-    for number, lr in enumerate(("0.003", "0.01")):
+    assert most_at_a_time([read_ticket(tmp_path / "run" / str(number)) for number in range(3)]) == 2
+    for number, lr in enumerate(("0.003", "0.01", "0.03")):
         run = tmp_path / "run" / str(number)
         assert json.loads((run / "run.json").read_text())["state"] == "finished"
         assert f"optim.lr={lr}" in json.loads((run / "overrides.json").read_text())

@@ -11,11 +11,12 @@ import pytest
 
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.__main__ import main
-from graft.launcher.listing import Listed, cost, in_words, listed
+from graft.launcher.listing import Listed, cost, in_words, list_jobs, listed
 from graft.launcher.prices import Machine, Prices, read_prices
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from tests.aws.listing import paged
 from tests.s3server import CREDENTIALS, forget_account
-from tests.scripted import ABSENT, Script, training
+from tests.scripted import ABSENT, DENIED, Answer, Script, training
 
 JOB = Ticket(
     "graft-1", "training", "train", "us-east-1", "s3://b/j", "s3://b/j/checkpoints/run", "ml.m5.large", 1, 0.36
@@ -82,11 +83,40 @@ def test_stop_takes_a_tuning_job(script: Script, tmp_path: Path) -> None:
     assert script.asked["StopHyperParameterTuningJob"] == 1
 
 
-def test_a_job_that_is_not_there_is_told(script: Script, tmp_path: Path) -> None:
+def test_a_job_that_is_not_there_is_told(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     submitted(tmp_path)
     script.answer("DescribeTrainingJob", ABSENT)
-    with pytest.raises(CloudError, match=r"job graft-1: refused \(ValidationException: Requested resource not found\)"):
+    with pytest.raises(CloudError, match=r"not stopped, and billed where they run: graft-1; the same command"):
         main(["stop", str(tmp_path)])
+    told = "error: job graft-1: refused (ValidationException: Requested resource not found)\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_sweep_is_stopped_past_a_job_that_cannot_be(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("graft-0", "graft-1", "graft-2")):
+        submitted(tmp_path / str(number), name=name)
+    script.answer("DescribeTrainingJob", training("InProgress"))
+    script.answer("StopTrainingJob", (200, {}), DENIED, (200, {}))
+    with pytest.raises(CloudError, match="not stopped, and billed where they run: graft-1;"):
+        main(["stop", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert "error: stopping graft-1: denied" in err
+    assert [f"{name} is being stopped" in err for name in ("graft-0", "graft-1", "graft-2")] == [True, False, True]
+
+
+@pytest.mark.parametrize("command", ["stop", "follow"])
+def test_a_job_that_was_never_created_is_told_and_not_billed(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    submitted(tmp_path / "0", state="submitting")
+    script.answer("DescribeTrainingJob", ABSENT)
+    main([command, str(tmp_path)])
+    assert "job graft-1 was never created, nothing is billed; the same command with" in capsys.readouterr().err
+    ticket = read_ticket(tmp_path / "0")
+    assert ticket is not None
+    assert (ticket.state, ticket.reason, ticket.actual_usd) == ("Failed", "it was never created", 0.0)
 
 
 def test_follow_goes_on_with_a_failed_job(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,17 +131,37 @@ def test_follow_goes_on_with_a_failed_job(script: Script, tmp_path: Path, monkey
     assert ticket.actual_usd == pytest.approx(0.36)
 
 
-def test_list_shows_what_is_billed_first(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
-    def job(name: str, state: str, ago: float) -> dict[str, object]:
-        created = datetime.now(UTC) - timedelta(seconds=ago)
-        return {
-            "TrainingJobName": name,
-            "TrainingJobArn": "a" * 20,
-            "TrainingJobStatus": state,
-            "CreationTime": created.timestamp(),
-        }
+def summary(name: str, state: str, ago: float) -> dict[str, Any]:
+    """An entry of ListTrainingJobs."""
+    return {
+        "TrainingJobName": name,
+        "TrainingJobArn": "a" * 20,
+        "TrainingJobStatus": state,
+        "CreationTime": (datetime.now(UTC) - timedelta(seconds=ago)).timestamp(),
+    }
 
-    jobs = [job("graft-old", "Completed", 10), job("graft-new", "InProgress", 7200)]
+
+def test_what_is_billed_is_listed_however_old_it_is(script: Script) -> None:
+    def respond(request: dict[str, Any]) -> Answer:
+        asked = [
+            job for job in jobs if request.get("StatusEquals", job["TrainingJobStatus"]) == job["TrainingJobStatus"]
+        ]
+        return 200, paged("TrainingJobSummaries", asked, request)
+
+    jobs = [summary(f"graft-{number}", "Completed", number) for number in range(60)]
+    jobs += [summary(f"graft-running-{number}", "InProgress", 100 + number) for number in range(101)]
+    jobs += [summary("graft-ending", "Stopping", 1000)]
+    machines = {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1}
+    script.reply("ListTrainingJobs", respond)
+    script.answer("ListHyperParameterTuningJobs", (200, {"HyperParameterTuningJobSummaries": []}))
+    script.answer("DescribeTrainingJob", training("InProgress", ResourceConfig=machines))
+    found = list_jobs("us-east-1")
+    assert [job.name for job in found[:102]] == [f"graft-running-{number}" for number in range(101)] + ["graft-ending"]
+    assert [job.name for job in found[102:]] == [f"graft-{number}" for number in range(50)]
+
+
+def test_list_shows_what_is_billed_first(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [summary("graft-old", "Completed", 10), summary("graft-new", "InProgress", 7200)]
     script.answer("ListTrainingJobs", (200, {"TrainingJobSummaries": jobs}))
     script.answer("ListHyperParameterTuningJobs", (200, {"HyperParameterTuningJobSummaries": []}))
     machines = {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from graft.config import Config, LauncherConfig, changed, flatten
+from graft.artifacts import open_run
+from graft.config import Config, LauncherConfig, changed, flatten, to_yaml
 from graft.errors import ConfigError
 from graft.launcher.account import Account
 from graft.launcher.job import Entry, read_job, write_job
@@ -42,6 +43,17 @@ def test_the_container_composes_the_same_configuration(tmp_path: Path, trainer: 
     here, there_flat = flatten(config), flatten(there)
     differing = {key for key in here if here[key] != there_flat[key] and not key.startswith("launcher.")}
     assert differing == PLACES
+
+
+def test_a_run_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
+    def in_container(*more: str) -> str:
+        config = composed("trainer=sagemaker_gpu", "data=demo", *more)
+        return to_yaml(changed(Config(), make_job(config, Entry.train).placed({})))
+
+    for budget in ("budget.usd=1", "budget.usd=2", "budget.usd=null"):
+        with pytest.raises(SystemExit), open_run(tmp_path / "run", in_container(budget), []):
+            raise SystemExit(143)
+    assert in_container("search.backend=tuning_job") == in_container()
 
 
 def test_a_trial_does_not_look_at_test() -> None:
@@ -108,6 +120,13 @@ def test_the_archive_holds_the_code_and_nothing_that_lies_beside_it(tmp_path: Pa
     ]
     assert found["requirements.txt"] == b"-c constraints.txt\ntorch>=1\nrich\n"
     assert found["graft_job.yaml"].decode() == write_job(job)
+
+
+def test_no_password_travels(tmp_path: Path) -> None:
+    storage = "search.storage='postgresql://user:PASSWORD@host/db'"
+    job = make_job(composed("trainer=sagemaker_gpu", "data=demo", storage), Entry.tune, ("seed=1", storage))
+    assert job.overrides == ("seed=1",)
+    assert b"PASSWORD" not in contents(pack_source(job, checkout(tmp_path)))["graft_job.yaml"]
 
 
 def test_the_same_code_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -111,10 +111,11 @@ def test_a_budget_refuses_with_the_sum_and_ends_jobs() -> None:
         "budget.usd=0.01: this may cost $0.11 ($0.02 .. $0.11); accepted is budget.usd=0.11 or more"
     )
     check_budget(plan, in_cloud("budget.usd=0.2"))
-    with pytest.raises(ConfigError, match=r"this may cost \$0\.26, 0\.15 of it for the other jobs of this sweep"):
+    with pytest.raises(ConfigError, match=r"this may cost \$0\.26, 0\.15 of it for other jobs of this run or sweep"):
         check_budget(plan, in_cloud("budget.usd=0.2"), spent=0.15)
     # $0.18 are a quarter of an hour of one machine, and half of that where two run at a time.
     assert limits_of(in_cloud("budget.usd=0.18"), 0.72, 2) == Limits(900, 450)
+    assert limits_of(in_cloud("budget.usd=0.36"), 0.72, 2, spent=0.18) == Limits(900, 450)
     assert limits_of(in_cloud("budget.usd=100"), 0.72, 1) == Limits(14_400, 500_000)
 
 

@@ -14,7 +14,7 @@ from graft.launcher.cloud import conclude_member
 from graft.launcher.sweep import follow_sweep, members, planned_by_others, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.s3server import CREDENTIALS, forget_account
-from tests.scripted import DENIED, Answer, Script, training
+from tests.scripted import ABSENT, DENIED, Answer, Script, training
 
 
 @pytest.fixture
@@ -51,6 +51,13 @@ def test_the_next_job_waits_for_one_to_end(script: Script, tmp_path: Path, capsy
     )
 
 
+def test_a_job_that_was_never_created_takes_no_place(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one", state="submitting")
+    states(script, ABSENT)
+    wait_for_turn(tmp_path / "1", 1, pause=lambda seconds: pytest.fail("waited"))
+    assert planned_by_others(tmp_path / "1") == 0
+
+
 def test_a_free_place_is_taken_at_once(script: Script, tmp_path: Path) -> None:
     submitted(tmp_path, "one")
     states(script, training("InProgress"))
@@ -65,6 +72,26 @@ def test_every_job_is_handed_over_as_it_ends(script: Script, tmp_path: Path) -> 
     assert ended == [("1", "Failed"), ("0", "Completed")]
 
 
+def test_a_resumed_sweep_follows_the_new_job_of_a_failed_run(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one", "two")
+    (tmp_path / "0" / "run.json").write_text('{"id": "1", "state": "failed"}')
+    (tmp_path / "1" / "run.json").write_text('{"id": "2", "state": "failed"}')
+    states(script, training("Completed"))
+    ended: list[tuple[str, str]] = []
+    follow_sweep(tmp_path, lambda ticket, run: ended.append((ticket.name, ticket.state)), pause=lambda seconds: None)
+    assert ended == [("one", "Completed"), ("two", "Completed")]
+
+
+def test_a_completed_job_is_fetched_until_its_run_is_here(script: Script, tmp_path: Path) -> None:
+    submitted(tmp_path, "one", "two", state="Completed")
+    (tmp_path / "0" / "run.json").write_text('{"id": "1", "state": "failed"}')  # it could not be fetched
+    (tmp_path / "1" / "run.json").write_text('{"id": "2", "state": "finished"}')
+    ended: list[str] = []
+    follow_sweep(tmp_path, lambda ticket, run: ended.append(ticket.name))
+    assert ended == ["one"]
+    assert script.asked["DescribeTrainingJob"] == 0
+
+
 def test_a_member_that_failed_is_told_and_the_sweep_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,18 +104,48 @@ def test_a_member_that_failed_is_told_and_the_sweep_goes_on(
     assert state["reason"].startswith("job one failed: no photos")
 
 
-def test_ctrl_c_names_all_that_goes_on(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
 
+
+def going_on(sweep_dir: Path, names: str) -> str:
+    return (
+        f"of this sweep go on and are billed: {names}; watch them with `python -m graft.launcher follow {sweep_dir}`, "
+        f"end them with `python -m graft.launcher stop {sweep_dir}`\n"
+    )
+
+
+def test_ctrl_c_while_pausing_names_all_that_goes_on(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     submitted(tmp_path, "one", "two")
     states(script, training("InProgress"))
     with pytest.raises(KeyboardInterrupt):
         follow_sweep(tmp_path, lambda ticket, run: None, pause=interrupt)
-    assert capsys.readouterr().err.endswith(
-        f"of this sweep go on and are billed: one, two; watch them with `python -m graft.launcher follow {tmp_path}`, "
-        f"end them with `python -m graft.launcher stop {tmp_path}`\n"
-    )
+    assert capsys.readouterr().err.endswith(going_on(tmp_path, "one, two"))
+
+
+def test_ctrl_c_while_asking_names_all_that_goes_on(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(tmp_path, "one", "two")
+    script.answer("DescribeTrainingJob", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        follow_sweep(tmp_path, lambda ticket, run: None)
+    assert capsys.readouterr().err == going_on(tmp_path, "one, two")
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_turn(tmp_path / "2", 2)
+    assert capsys.readouterr().err == going_on(tmp_path, "one, two")
+
+
+def test_ctrl_c_while_fetching_names_what_goes_on(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(tmp_path, "one", "two")
+    states(script, training("Completed"))
+    with pytest.raises(KeyboardInterrupt):
+        follow_sweep(tmp_path, interrupt)
+    assert capsys.readouterr().err.endswith(going_on(tmp_path, "two"))
 
 
 def test_denied_names_the_job_that_goes_on(script: Script, tmp_path: Path) -> None:

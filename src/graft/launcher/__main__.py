@@ -16,21 +16,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from graft.config import Config
-from graft.errors import ConfigError, RunError
+from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region
-from graft.launcher.cloud import conclude, conclude_member
+from graft.launcher.cloud import conclude, conclude_member, ended_badly
 from graft.launcher.follow import follow, stop
 from graft.launcher.listing import list_jobs, table
 from graft.launcher.policy import policies
 from graft.launcher.prices import read_prices, renew_prices
 from graft.launcher.source import CHECKOUT
 from graft.launcher.status import ask
+from graft.launcher.submit import confirmed
 from graft.launcher.sweep import follow_sweep, members
-from graft.launcher.ticket import Ticket, read_ticket, write_ticket
+from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import plain_errors, say
 
 COMMANDS = ("follow", "stop", "list", "policy", "prices", "calibrate")
@@ -66,21 +66,37 @@ def _follow(run_dir: Path) -> None:
         follow_sweep(run_dir, conclude_member)
         say(f"all {len(jobs)} jobs of {run_dir} have ended")
         return
-    ticket = _ticket(run_dir)
+    ticket = confirmed(_ticket(run_dir), run_dir)
     conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
     if ticket.kind == "tuning":
         say("its trials: the command that started the search, with the same run_dir, reads them")
 
 
 def _stop(run_dir: Path) -> None:
-    jobs = members(run_dir) or {run_dir: _ticket(run_dir)}
-    for run, ticket in jobs.items():
-        status = ask(ticket)
-        if status.has_ended:
-            say(f"{ticket.name} has ended before: {status.state}")
-            continue
-        stop(ticket)
-        say(f"{ticket.name} is being stopped; billing ends within minutes: `python -m graft.launcher follow {run}`")
+    refused = []
+    for run, ticket in (members(run_dir) or {run_dir: _ticket(run_dir)}).items():
+        try:
+            say(_stopped(ticket, run))
+        except CloudError as error:
+            say(f"error: {error}")
+            refused.append(ticket.name)
+    if refused:
+        raise CloudError(
+            f"not stopped, and billed where they run: {', '.join(refused)}; the same command tries again, "
+            "`python -m graft.launcher list` shows what is billed"
+        )
+
+
+def _stopped(ticket: Ticket, run_dir: Path) -> str:
+    """Stop a job where it runs; what became of it, in words."""
+    ticket = confirmed(ticket, run_dir)
+    if not ticket.was_created:
+        return ended_badly(ticket, run_dir)
+    state = ticket if ticket.has_ended else ask(ticket)
+    if state.has_ended:
+        return f"{ticket.name} has ended before: {state.state}"
+    stop(ticket)
+    return f"{ticket.name} is being stopped; billing ends within minutes: `python -m graft.launcher follow {run_dir}`"
 
 
 def _list(rest: Sequence[str]) -> None:
@@ -147,7 +163,7 @@ def _ticket(run_dir: Path) -> Ticket:
     ticket = read_ticket(run_dir)
     if ticket is None:
         raise RunError(f"run_dir={run_dir} has no job.json: no job was submitted for it")
-    return write_ticket(run_dir, replace(ticket, state="submitted")) if ticket.state == "submitting" else ticket
+    return ticket
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.config import Config, DataKind, SearchBackend
+from graft.config import Config, DataKind
 from graft.errors import ConfigError
-from graft.launcher.job import Entry
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ def found_region(config: Config) -> str | None:
     return str(region) if region else None
 
 
-def missing(config: Config, entry: Entry) -> list[str]:
+def missing(config: Config) -> list[str]:
     """What a job needs and the configuration lacks: a line each, with the command that supplies it."""
-    return list(_missing(config, entry))
+    return list(_missing(config))
 
 
-def _missing(config: Config, entry: Entry) -> Iterator[str]:
+def _missing(config: Config) -> Iterator[str]:
     c = config.launcher
     bucket = c.bucket or "BUCKET"
     if not c.role:
@@ -77,17 +76,17 @@ def _missing(config: Config, entry: Entry) -> Iterator[str]:
     weights = config.model.weights
     if Path(weights).suffix and not is_weights_file(weights):
         yield f"model.weights=FILE (now {weights}, which is not there): a name such as imagenet1k_v1, or a file to send"
-    if entry is Entry.tune and config.search.backend is SearchBackend.one_job and config.search.storage:
-        yield f"search.storage=null (now {config.search.storage}): a job keeps its study in its own run directory"
+    if config.search.storage:  # not shown: such a URL has a password in it
+        yield "search.storage=null (now a URL): a job keeps its study in its own run directory"
 
 
-def require(config: Config, entry: Entry) -> None:
+def require(config: Config) -> None:
     """Refuse a configuration from which no job can be made.
 
     Raises:
         ConfigError: one message that lists all that is missing.
     """
-    if lines := missing(config, entry):
+    if lines := missing(config):
         raise ConfigError(
             "launcher=sagemaker needs:\n"
             + "\n".join(f"  {line}" for line in lines)

@@ -22,7 +22,8 @@ def planned_and_actual(ticket: Ticket) -> str:
         planned.append(f"${usd[0]:.2f} .. ${usd[1]:.2f}")
     took = "an unknown time" if ticket.billed_seconds is None else f"{ticket.billed_seconds / 60:.1f} minutes"
     cost = "" if ticket.actual_usd is None else f", ${ticket.actual_usd:.2f}"
-    return f"billed: {took}{cost}; planned: {', '.join(planned) or 'nothing'}"
+    before = f"; jobs before it: ${ticket.spent_usd:.2f}" if ticket.spent_usd else ""
+    return f"billed: {took}{cost}; planned: {', '.join(planned) or 'nothing'}{before}"
 
 
 def note_on_page(ticket: Ticket, page: Path) -> None:

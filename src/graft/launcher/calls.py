@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from graft.errors import CloudError
@@ -12,6 +13,7 @@ from graft.errors import CloudError
 # "adaptive" would also slow down calls that come later; "standard" pauses up to 20 s between attempts.
 _ATTEMPTS = 6
 _CONNECT_S, _READ_S = 10, 60
+_MAKING = Lock()  # boto3's default session, which makes clients, is not thread-safe; clients are
 
 _BUSY = {"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
 _DENIED = "denied; `python -m graft.launcher policy` prints what this account has to allow"
@@ -50,7 +52,8 @@ def client(service: str, region: str) -> Any:
             connect_timeout=_CONNECT_S,
             read_timeout=_READ_S,
         )
-        return boto3.client(service, region_name=region, config=config)
+        with _MAKING:
+            return boto3.client(service, region_name=region, config=config)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
 from graft.launcher.prices import Prices, read_prices
-from graft.launcher.submit import Submission, exists, submit
+from graft.launcher.submit import Submission, confirmed, submit
 from graft.launcher.sweep import going_on, planned_by_others, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from graft.launcher.trials import TunedTrial, best_trial, read_trials
@@ -69,19 +69,20 @@ def run_in_cloud(work: Work) -> Ticket | None:
     run_dir = local_path(config.run_dir, "run_dir")
     region, cache = found_region(config), local_path(config.features.cache_dir, "features.cache_dir")
     prices = read_prices(cache)
-    plan = _plan(work, prices, cache, region)
+    if not config.launcher.plan:
+        require(config)
+    ticket = read_ticket(run_dir) if config.launcher.plan else _earlier(config, run_dir)
+    spent = _spent_before(run_dir, ticket)
+    plan = _plan(work, prices, cache, region, spent)
     if config.launcher.plan:
         print("\n".join(_plan_lines(work, plan, prices, cache, region)))
-        check_budget(plan, config)
+        check_budget(plan, config, spent)
         return None
-    require(config, work.entry)
-    ticket = _earlier(config, run_dir)
     if ticket is None or ticket.state in ("Failed", "Stopped"):
-        member = sweep_member()
-        check_budget(plan, config, planned_by_others(member) if member else 0.0)
+        check_budget(plan, config, spent)
         for line in _plan_lines(work, plan, prices, cache, region):
             say(line)
-        if member:
+        if member := sweep_member():
             wait_for_turn(member, config.launcher.max_parallel)
         ticket = _submit(work, plan, run_dir, ticket)
     if sweep_member() or not config.launcher.wait:
@@ -125,6 +126,8 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
     Raises:
         CloudError: the job failed or was stopped; the message says why and what remains.
     """
+    if not ticket.was_created:
+        raise CloudError(ended_badly(ticket, run_dir))
     if ticket.kind == "training":
         count = fetch_run(ticket.results, run_dir)
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
@@ -147,6 +150,8 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
 def conclude_member(ticket: Ticket, run_dir: Path) -> None:
     """Fetch the run of a sweep's job; what is wrong with it is kept there, and the sweep goes on."""
     try:
+        if not ticket.was_created:
+            raise CloudError(ended_badly(ticket, run_dir))
         fetch_run(ticket.results, run_dir)
         note_on_page(ticket, run_dir / "report.html")
         if ticket.state != "Completed":
@@ -160,6 +165,11 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
 
 def ended_badly(ticket: Ticket, run_dir: Path) -> str:
     """What a person is told of a job that failed or was stopped."""
+    if not ticket.was_created:
+        return (
+            f"job {ticket.name} was never created, nothing is billed; the same command with run_dir={run_dir} tries "
+            "again"
+        )
     reason = f": {ticket.reason}" if ticket.reason else ""
     goes_on = "goes on from its checkpoints" if ticket.kind == "training" else "starts another one"
     return (
@@ -168,8 +178,14 @@ def ended_badly(ticket: Ticket, run_dir: Path) -> str:
     )
 
 
-def _plan(work: Work, prices: Prices, cache: Path, region: str | None) -> Plan:
-    return make_plan(work.config, work.entry, work.trials, prices, read_calibration(cache), region)
+def _spent_before(run_dir: Path, ticket: Ticket | None) -> float:
+    """Dollars that jobs before this one, and the other jobs of its sweep, cost or may cost."""
+    before = ticket.most_usd if ticket and ticket.has_ended else 0.0
+    return before + (planned_by_others(run_dir) if sweep_member() else 0.0)
+
+
+def _plan(work: Work, prices: Prices, cache: Path, region: str | None, spent: float = 0.0) -> Plan:
+    return make_plan(work.config, work.entry, work.trials, prices, read_calibration(cache), region, spent)
 
 
 def _plan_lines(work: Work, plan: Plan, prices: Prices, cache: Path, region: str | None) -> list[str]:
@@ -204,11 +220,9 @@ def _earlier(config: Config, run_dir: Path) -> Ticket | None:
             f"run_dir={run_dir} is of job {ticket.name} with another configuration: {', '.join(listed)}; give the same "
             "configuration to follow it, or another run_dir"
         )
-    if ticket.state == "submitting" and not exists(ticket):
-        return replace(ticket, state="Stopped", reason="it was never created")
+    ticket = confirmed(ticket, run_dir)
     if not ticket.has_ended:
         say(f"job {ticket.name} was submitted for this run before")
-        return write_ticket(run_dir, replace(ticket, state="submitted"))
     return ticket
 
 

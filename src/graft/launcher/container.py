@@ -101,9 +101,11 @@ def job_config(job: Job, container: Container, environment: Mapping[str, str] = 
             (key_of_hyperparameter(name), text) for name, text in container.hyperparameters.items() if is_searched(name)
         )
     }
-    places = {"run_dir": _moved(job.values["run_dir"], container), "trainer.num_nodes": container.machines.count}
-    if job.values["features.cache_dir"] == str(CACHE_DIR):
-        places["features.cache_dir"] = str(container.scratch)
+    places = {
+        "run_dir": _moved(job.values["run_dir"], container),
+        "trainer.num_nodes": container.machines.count,
+        "features.cache_dir": str(container.scratch),
+    }
     return changed(Config(), {**job.placed(environment), **places, **searched})
 
 

@@ -156,13 +156,35 @@ def _wants_to_go_on(ticket: Ticket, run_dir: Path) -> bool:
     try:
         say(f"\n{ticket.name} is running and billed. [s]top it, [w]atch no more, or Enter to go on watching?")
         answer = sys.stdin.readline().strip().lower()
+        if answer.startswith("s"):
+            say(_stopped(ticket, run_dir))
+            return True
     except KeyboardInterrupt:
         answer = "w"
-    if answer.startswith("s"):
-        stop(ticket)
-        say(f"{ticket.name} is being stopped; this waits until nothing is billed any more")
-        return True
     if answer.startswith("w"):
         say(how_to_follow(ticket, run_dir))
         return False
     return True
+
+
+def _stopped(ticket: Ticket, run_dir: Path) -> str:
+    """Stop a job, which may have ended while the person thought about it; what became of it, in words.
+
+    Raises:
+        CloudError: it goes on.
+    """
+    try:
+        stop(ticket)
+    except CloudError as error:
+        if not _has_ended(ticket):
+            raise CloudError(f"{error}; {how_to_follow(ticket, run_dir)}") from error
+        return f"{ticket.name} has ended meanwhile"
+    return f"{ticket.name} is being stopped; this waits until nothing is billed any more"
+
+
+def _has_ended(ticket: Ticket) -> bool:
+    """Whether a job is known to have ended."""
+    try:
+        return ask(ticket).has_ended
+    except CloudError:
+        return False

@@ -10,7 +10,8 @@ from typing import Any
 from graft.launcher.calls import client, explained
 from graft.launcher.prices import Prices
 
-_MOST = 50  # of each kind, the newest: what is billed is among them
+_NEWEST = 50  # of each kind, besides those that are billed
+_BILLED = ("InProgress", "Stopping")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Listed:
     @property
     def is_billed(self) -> bool:
         """Whether it costs money now."""
-        return self.state in ("InProgress", "Stopping")
+        return self.state in _BILLED
 
 
 def list_jobs(region: str) -> list[Listed]:
-    """The newest jobs that graft made, those that are billed first.
+    """The jobs that graft made: first all that are billed, then the newest of the others.
 
     Raises:
         CloudError: SageMaker cannot be asked.
@@ -51,12 +52,10 @@ def list_jobs(region: str) -> list[Listed]:
 
 def _training(region: str) -> Iterator[Listed]:
     with explained("listing training jobs"):
-        answer = client("sagemaker", region).list_training_jobs(
-            NameContains="graft-", SortBy="CreationTime", SortOrder="Descending", MaxResults=_MOST
-        )
-    for job in answer["TrainingJobSummaries"]:
-        found = listed(job["TrainingJobName"], "training", job["TrainingJobStatus"], job, "TrainingEndTime")
-        yield replace(found, machines=_machines(found.name, region)) if found.is_billed else found
+        jobs = _summaries("list_training_jobs", "TrainingJobSummaries", "TrainingJobName", region)
+    for name, job in jobs.items():
+        found = listed(name, "training", job["TrainingJobStatus"], job, "TrainingEndTime")
+        yield replace(found, machines=_machines(name, region)) if found.is_billed else found
 
 
 def _machines(name: str, region: str) -> tuple[str, int]:
@@ -67,13 +66,22 @@ def _machines(name: str, region: str) -> tuple[str, int]:
 
 
 def _tuning(region: str) -> Iterator[Listed]:
+    kind = "HyperParameterTuningJob"
     with explained("listing tuning jobs"):
-        answer = client("sagemaker", region).list_hyper_parameter_tuning_jobs(
-            NameContains="graft-", SortBy="CreationTime", SortOrder="Descending", MaxResults=_MOST
-        )
-    for job in answer["HyperParameterTuningJobSummaries"]:
-        name, state = job["HyperParameterTuningJobName"], job["HyperParameterTuningJobStatus"]
-        yield listed(name, "tuning", state, job, "HyperParameterTuningEndTime")
+        jobs = _summaries("list_hyper_parameter_tuning_jobs", f"{kind}Summaries", f"{kind}Name", region)
+    for name, job in jobs.items():
+        yield listed(name, "tuning", job[f"{kind}Status"], job, "HyperParameterTuningEndTime")
+
+
+def _summaries(operation: str, key: str, name: str, region: str) -> dict[str, dict[str, Any]]:
+    """By name the entries of a list: all that are billed, however old, and the newest of the others."""
+    pages = client("sagemaker", region).get_paginator(operation)
+    newest = {"PageSize": _NEWEST, "MaxItems": _NEWEST}
+    asked = [
+        *(pages.paginate(NameContains="graft-", StatusEquals=state) for state in _BILLED),
+        pages.paginate(NameContains="graft-", SortBy="CreationTime", SortOrder="Descending", PaginationConfig=newest),
+    ]
+    return {job[name]: job for answers in asked for page in answers for job in page[key]}
 
 
 def listed(name: str, kind: str, state: str, job: dict[str, Any], end: str) -> Listed:

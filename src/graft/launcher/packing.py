@@ -6,15 +6,29 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from graft.config import Config, DataKind, EvaluateConfig, InputMode, LauncherConfig, flatten
+from graft.config import (
+    BudgetConfig,
+    Config,
+    DataKind,
+    EvaluateConfig,
+    InputMode,
+    LauncherConfig,
+    SearchBackend,
+    flatten,
+)
 from graft.errors import ConfigError
 from graft.launcher.account import Account, is_weights_file
 from graft.launcher.job import CACHE_DIR, PHOTOS_CHANNEL, RUN_DIR, TRIAL_RUN_DIR, WEIGHTS_CHANNEL, Entry, Job
 from graft.launcher.requests import Channel
 
+_SECRET = "search.storage"  # a URL with a password
+
 
 def make_job(config: Config, entry: Entry, overrides: tuple[str, ...] = (), *, trial: bool = False) -> Job:
     """What the container runs: this configuration, with its own launcher and its own places.
+
+    Who runs it and for how much is left out: a run goes on only with the configuration that it began with, and a
+    larger budget is how one that was ended by its budget goes on. So is the password in search.storage.
 
     Args:
         config: of the run or the search.
@@ -25,6 +39,8 @@ def make_job(config: Config, entry: Entry, overrides: tuple[str, ...] = (), *, t
     local = replace(
         config,
         launcher=LauncherConfig(),
+        budget=BudgetConfig(),
+        search=replace(config.search, backend=SearchBackend.one_job, storage=None),
         run_dir=str(TRIAL_RUN_DIR if trial else RUN_DIR),
         features=replace(config.features, cache_dir=str(CACHE_DIR)),
         evaluate=EvaluateConfig(test=False) if trial else config.evaluate,
@@ -34,7 +50,8 @@ def make_job(config: Config, entry: Entry, overrides: tuple[str, ...] = (), *, t
         channels["data.root"] = PHOTOS_CHANNEL
     if is_weights_file(config.model.weights):
         channels["model.weights"] = f"{WEIGHTS_CHANNEL}/{Path(config.model.weights).name}"
-    return Job(Entry.train if trial else entry, flatten(local), channels, overrides)
+    told = tuple(text for text in overrides if text.lstrip("+").partition("=")[0] != _SECRET)
+    return Job(Entry.train if trial else entry, flatten(local), channels, told)
 
 
 def channels_of(config: Config, account: Account) -> list[Channel]:

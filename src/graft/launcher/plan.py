@@ -66,7 +66,13 @@ class Plan:
 
 
 def make_plan(
-    config: Config, entry: Entry, trials: int, prices: Prices, calibration: Calibration, region: str | None
+    config: Config,
+    entry: Entry,
+    trials: int,
+    prices: Prices,
+    calibration: Calibration,
+    region: str | None,
+    spent: float = 0.0,
 ) -> Plan:
     """The plan of a command.
 
@@ -77,6 +83,7 @@ def make_plan(
         prices: of a region.
         calibration: of a core.
         region: where it would run; None: where the prices hold.
+        spent: dollars of `budget.usd` that other jobs take.
     """
     many = entry is Entry.tune and config.search.backend is SearchBackend.tuning_job
     name, instances = config.launcher.instance_type, config.trainer.num_nodes
@@ -94,7 +101,7 @@ def make_plan(
         instances,
         seconds.times(1 / 60),
         price,
-        limits_of(config, price, parallel),
+        limits_of(config, price, parallel, spent),
         tuple(_assumptions(config, prices, calibration, region)),
     )
 
@@ -124,12 +131,12 @@ def photo_count(config: Config) -> tuple[int, str]:
     return DOGS, f"{DOGS:,} photos, as the dogs have; data.images=N says how many yours are"
 
 
-def limits_of(config: Config, usd_per_hour: float | None, parallel: int) -> Limits:
-    """When jobs are ended: `launcher.max_hours`, or what `budget.usd` pays for where that is less."""
+def limits_of(config: Config, usd_per_hour: float | None, parallel: int, spent: float = 0.0) -> Limits:
+    """When jobs are ended: `launcher.max_hours`, or what is left of `budget.usd` pays for where that is less."""
     hours = math.floor(config.launcher.max_hours * 3600) or 1
     if config.budget.usd is None or usd_per_hour is None:
         return Limits(hours)
-    paid = seconds_for(config.budget.usd, usd_per_hour * config.trainer.num_nodes)
+    paid = seconds_for(config.budget.usd - spent, usd_per_hour * config.trainer.num_nodes)
     return Limits(min(hours, paid), max(paid // parallel, 1))
 
 
@@ -139,7 +146,7 @@ def check_budget(plan: Plan, config: Config, spent: float = 0.0) -> None:
     Args:
         plan: of this command.
         config: with the budget.
-        spent: what the other jobs of a sweep are planned to cost.
+        spent: what jobs before it, and the other jobs of its sweep, cost or are planned to cost.
 
     Raises:
         ConfigError: it may, or its price is not known.
@@ -154,7 +161,7 @@ def check_budget(plan: Plan, config: Config, spent: float = 0.0) -> None:
         )
     total = plan.usd.high + spent
     if total > budget:
-        others = f", {spent:.2f} of it for the other jobs of this sweep" if spent else ""
+        others = f", {spent:.2f} of it for other jobs of this run or sweep" if spent else ""
         raise ConfigError(
             f"budget.usd={budget:g}: this may cost ${total:.2f}{others} ({dollars(plan.usd)}); accepted is "
             f"budget.usd={math.ceil(total * 100) / 100:.2f} or more, a cheaper launcher.instance_type, or less to do"

@@ -180,7 +180,7 @@ def toolkit_parameters(account: Account, name: str) -> dict[str, str]:
     return {
         "sagemaker_program": json.dumps(ENTRY_SCRIPT),
         "sagemaker_submit_directory": json.dumps(source_uri(account, name)),
-        "sagemaker_container_log_level": "20",
+        "sagemaker_container_log_level": "30",
         "sagemaker_region": json.dumps(account.region),
     }
 

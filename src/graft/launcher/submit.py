@@ -25,7 +25,7 @@ from graft.launcher.requests import (
     training_job_request,
 )
 from graft.launcher.source import pack_source
-from graft.launcher.ticket import Ticket, write_ticket
+from graft.launcher.ticket import Ticket, void, write_ticket
 from graft.launcher.tuning import tuning_job_request
 from graft.launcher.validation import check_request
 from graft.s3 import S3Store
@@ -76,8 +76,9 @@ def submit(submission: Submission, run_dir: Path, earlier: Ticket | None = None)
     check_bucket(account)
     check_photos(config)
     _send_files(submission, account, name)
-    ticket = write_ticket(run_dir, _ticket(submission, account, name, checkpoints))
-    _create(operation, request, ticket)
+    ticket = replace(_ticket(submission, account, name, checkpoints), spent_usd=earlier.most_usd if earlier else 0.0)
+    write_ticket(run_dir, ticket)
+    _create(operation, request, ticket, run_dir)
     return write_ticket(run_dir, replace(ticket, state="submitted"))
 
 
@@ -146,6 +147,17 @@ def exists(ticket: Ticket) -> bool:
     return True
 
 
+def confirmed(ticket: Ticket, run_dir: Path) -> Ticket:
+    """A job, where it was not known whether it is there (its command was killed) asked for, and kept in job.json.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    if ticket.state != "submitting":
+        return ticket
+    return write_ticket(run_dir, replace(ticket, state="submitted") if exists(ticket) else void(ticket))
+
+
 def _request(submission: Submission, account: Account, name: str, checkpoints: str | None) -> tuple[str, Request]:
     config, plan = submission.config, submission.plan
     channels = channels_of(config, account)
@@ -199,7 +211,7 @@ def _ticket(submission: Submission, account: Account, name: str, checkpoints: st
     )
 
 
-def _create(operation: str, request: Request, ticket: Ticket) -> None:
+def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path) -> None:
     """Create the job. Where the answer got lost, SageMaker is asked whether it is there: it would be billed."""
     service = client("sagemaker", ticket.region)
     create = service.create_hyper_parameter_tuning_job if ticket.kind == "tuning" else service.create_training_job
@@ -209,8 +221,10 @@ def _create(operation: str, request: Request, ticket: Ticket) -> None:
     except CloudError as error:
         lost = is_passing(error) or code_of(error) == "ResourceInUse"  # the name is ours: a retry met its own job
         if not lost:
+            write_ticket(run_dir, void(ticket))
             raise CloudError(f"{error}; nothing was created") from error
         if not _is_there(ticket, error):
+            write_ticket(run_dir, void(ticket))
             raise CloudError(f"{error}; no job was created") from error
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from graft.artifacts import read_state
 from graft.errors import CloudError
 from graft.launcher.follow import ask_patiently, ended, spent
 from graft.launcher.status import Status
+from graft.launcher.submit import confirmed
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import say
 
@@ -24,10 +27,18 @@ def members(sweep_dir: Path) -> Members:
     return {run: ticket for run in runs if (ticket := read_ticket(run))}
 
 
+def confirmed_members(sweep_dir: Path) -> Members:
+    """The same, where SageMaker was asked for those jobs of which it is not known whether they were created.
+
+    Raises:
+        CloudError: AWS cannot be asked.
+    """
+    return {run: confirmed(ticket, run) for run, ticket in members(sweep_dir).items()}
+
+
 def planned_by_others(member: Path) -> float:
     """Dollars that the other jobs of a sweep cost, or are planned to cost at most."""
-    others = (ticket for run, ticket in members(member.parent).items() if run != member)
-    return sum(t.actual_usd if t.actual_usd is not None else (t.planned_usd or (0.0, 0.0))[1] for t in others)
+    return sum(ticket.most_usd for run, ticket in members(member.parent).items() if run != member)
 
 
 def wait_for_turn(member: Path, most: int, *, pause: Callable[[float], None] = time.sleep) -> None:
@@ -37,11 +48,12 @@ def wait_for_turn(member: Path, most: int, *, pause: Callable[[float], None] = t
         CloudError: AWS cannot be asked.
     """
     told = False
-    while len(active := _still_active(member.parent)) >= most:
-        if not told:
-            say(f"{member.name}: waits for one of {len(active)} jobs to end (launcher.max_parallel={most})")
-            told = True
-        with_word(active, member.parent, pause)
+    with _interrupted_in_words(member.parent):
+        while len(active := _still_active(member.parent)) >= most:
+            if not told:
+                say(f"{member.name}: waits for one of {len(active)} jobs to end (launcher.max_parallel={most})")
+                told = True
+            pause(_PAUSE_S)
 
 
 def follow_sweep(
@@ -52,27 +64,30 @@ def follow_sweep(
     Raises:
         CloudError: AWS cannot be asked.
     """
-    waiting = {run: ticket for run, ticket in members(sweep_dir).items() if not (run / "run.json").exists()}
     phases: dict[Path, str] = {}
-    while waiting:
-        for run, ticket in list(waiting.items()):
-            status = _asked(waiting, run, pause)
-            if phases.get(run) != status.phase:
-                phases[run] = status.phase
-                say(f"{run.name}: {ticket.name}: {status.phase or status.state}")
-            if status.has_ended:
-                end(ended(ticket, status, run), run)
-                del waiting[run]
-        if waiting:
-            with_word(waiting, sweep_dir, pause)
+    with _interrupted_in_words(sweep_dir):
+        waiting = _unfinished(sweep_dir)
+        while waiting:
+            for run, ticket in list(waiting.items()):
+                status = None if ticket.has_ended else _asked(waiting, run, pause)
+                if status and phases.get(run) != status.phase:
+                    phases[run] = status.phase
+                    say(f"{run.name}: {ticket.name}: {status.phase or status.state}")
+                if status is None or status.has_ended:
+                    end(ended(ticket, status, run) if status else ticket, run)
+                    del waiting[run]
+            if waiting:
+                pause(_PAUSE_S)
 
 
-def with_word(active: Members, sweep_dir: Path, pause: Callable[[float], None]) -> None:
-    """Pause; Ctrl-C says what goes on."""
+@contextmanager
+def _interrupted_in_words(sweep_dir: Path) -> Iterator[None]:
+    """Ctrl-C, whenever it comes, names the jobs that go on."""
     try:
-        pause(_PAUSE_S)
+        yield
     except KeyboardInterrupt:
-        say(going_on(active, sweep_dir))
+        if active := submitted(sweep_dir):
+            say(going_on(active, sweep_dir))
         raise
 
 
@@ -90,6 +105,15 @@ def submitted(sweep_dir: Path) -> Members:
     return {run: ticket for run, ticket in members(sweep_dir).items() if not ticket.has_ended}
 
 
+def _unfinished(sweep_dir: Path) -> Members:
+    """The runs whose jobs go on, or whose files are not all here: a failed run may have a job that goes on with it."""
+    return {
+        run: ticket
+        for run, ticket in confirmed_members(sweep_dir).items()
+        if not ticket.has_ended or read_state(run).get("state") != "finished"
+    }
+
+
 def _asked(waiting: Members, run: Path, pause: Callable[[float], None]) -> Status:
     try:
         return ask_patiently(waiting[run], run, pause)
@@ -99,7 +123,7 @@ def _asked(waiting: Members, run: Path, pause: Callable[[float], None]) -> Statu
 
 def _still_active(sweep_dir: Path) -> Members:
     active = {}
-    waiting = submitted(sweep_dir)
+    waiting = {run: ticket for run, ticket in confirmed_members(sweep_dir).items() if not ticket.has_ended}
     for run, ticket in waiting.items():
         status = _asked(waiting, run, time.sleep)
         if status.has_ended:

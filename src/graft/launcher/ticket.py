@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from graft.errors import CloudError
 from graft.storage import write_text
 
 FILE = "job.json"
+_NEVER = "it was never created"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Ticket:
         actual_usd: likewise.
         image: the container.
         followed: whether the command that submitted it waits for it.
+        spent_usd: what the jobs before it, whose run it goes on with, cost or may have cost.
     """
 
     name: str
@@ -54,15 +56,32 @@ class Ticket:
     actual_usd: float | None = None
     image: str = ""
     followed: bool = True
+    spent_usd: float = 0.0
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing is to be expected of the job any more."""
         return self.state not in ("submitting", "submitted")
 
+    @property
+    def was_created(self) -> bool:
+        """Whether there is, or may be, a job of this name."""
+        return self.reason != _NEVER
+
+    @property
+    def most_usd(self) -> float:
+        """Dollars that it and the jobs before it cost: billed, or planned at most."""
+        own = self.actual_usd if self.actual_usd is not None else (self.planned_usd or (0.0, 0.0))[1]
+        return self.spent_usd + own
+
     def usd(self, seconds: float) -> float | None:
         """What so many seconds of one machine cost."""
         return None if self.usd_per_hour is None else seconds / 3600 * self.usd_per_hour
+
+
+def void(ticket: Ticket) -> Ticket:
+    """The ticket of a job that was not created: nothing is billed."""
+    return replace(ticket, state="Failed", reason=_NEVER, billed_seconds=0, actual_usd=0.0)
 
 
 def write_ticket(run_dir: Path, ticket: Ticket) -> Ticket:
