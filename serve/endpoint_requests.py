@@ -83,6 +83,13 @@ def archive_uri(bucket: str, prefix: str, name: str, deployment: str) -> str:
     return "/".join(["s3:/", bucket, *filter(None, parts)])
 
 
+def is_archive_of(uri: str, name: str, deployment: str) -> bool:
+    """Whether an address is what `archive_uri` gives for some bucket and prefix, which need not be known any more."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    prefix = key.rpartition(f"{FOLDER}/{name}/{deployment}/{ARCHIVE}")[0]
+    return uri == archive_uri(bucket, prefix, name, deployment)
+
+
 def schedule_name(name: str) -> str:
     """Of the schedule that deletes an endpoint."""
     return f"graft-{name}"

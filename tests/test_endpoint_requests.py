@@ -28,6 +28,7 @@ from serve.endpoint_plan import check_endpoint_budget, hours_of, make_endpoint_p
 from serve.endpoint_requests import (
     Deployment,
     environment_of,
+    is_archive_of,
     steps_of,
     ttl_role_steps,
 )
@@ -76,6 +77,22 @@ def test_the_schedule_is_made_before_what_it_ends() -> None:
     operations = [step.operation for step in steps_of(deployment())]
     assert operations == ["CreateModel", "CreateEndpointConfig", "CreateSchedule", "CreateEndpoint"]
     assert "CreateSchedule" not in [step.operation for step in steps_of(deployment(until=None))]
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_ours"),
+    [
+        (f"s3://mine/graft/endpoints/dogs/{ID}/model.tar.gz", True),
+        (f"s3://mine/endpoints/dogs/{ID}/model.tar.gz", True),
+        (f"s3://mine/graft/endpoints/dogs/{ID}/other/model.tar.gz", False),
+        (f"s3://mine/graft/endpoints/dogs/{ID}0/model.tar.gz", False),
+        (f"s3://mine/graft/myendpoints/dogs/{ID}/model.tar.gz", False),
+        ("s3://mine/graft/endpoints/dogs/model.tar.gz", False),
+        ("", False),
+    ],
+)
+def test_an_archive_is_told_by_its_deployment(uri: str, is_ours: bool) -> None:
+    assert is_archive_of(uri, "dogs", ID) is is_ours
 
 
 def test_another_role_may_end_it() -> None:
