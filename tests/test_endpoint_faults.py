@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from graft.callbacks import TERMINATED
 from graft.errors import CloudError, ConfigError
 from graft.launcher import calls
 from serve import endpoint_creation as creation
+from serve.archive import opened
 from serve.endpoint import delete, deploy
 from serve.endpoint_listing import show
+from serve.endpoint_parity import check_endpoint
 from serve.endpoint_predicting import predict
 from serve.endpoint_resources import _ROLE_S
 from tests.aws.server import LocalAws
@@ -145,6 +151,40 @@ def test_ctrl_c_rolls_back(
         deploy_dogs(packed_run)
     assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
     assert leftovers(aws) == []
+
+
+def test_sigterm_rolls_back(aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disturb("sagemaker", "CreateEndpoint", lambda number, request: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        deploy_dogs(packed_run)
+    assert ended.value.code == TERMINATED
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
+    assert leftovers(aws) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_fault_of_the_program_rolls_back(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(creation, "wait_for_endpoint", fail)
+    with pytest.raises(ZeroDivisionError):
+        deploy_dogs(packed_run)
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
+    assert leftovers(aws) == []
+
+
+@pytest.mark.parametrize("body", [b"[[1, 2]]", b"[1, 2, 3]", b"[[1, 2, 3], [1, 2, 3]]"])
+def test_logits_of_another_number_of_classes_are_one_message(
+    packed_run: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr("serve.endpoint_parity.invoke", lambda *_: body)
+    with opened(packed_run / "model.tar.gz") as bundle, pytest.raises(CloudError) as caught:
+        check_endpoint("dogs", REGION, bundle, "fp32")
+    shape = np.shape(json.loads(body))
+    assert str(caught.value) == f"endpoint dogs answers with logits of shape {shape}; expected is (1, 3)"
 
 
 def test_ctrl_c_while_the_archive_is_sent(
