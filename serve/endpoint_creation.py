@@ -142,7 +142,7 @@ def _rolled_back(begun: Sequence[Resource], deployment: Deployment) -> str:
     """Remove what was begun, newest first; in words what that came to."""
     say(f"rolling back {', '.join(str(resource) for resource in reversed(begun))}")
     try:
-        left = remove_all(begun, deployment.account.region)
+        left = remove_all(begun, deployment.account.region, deployment.id)
     except (KeyboardInterrupt, SystemExit):
         left = dict.fromkeys(begun, "stopped")
     if not left:

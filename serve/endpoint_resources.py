@@ -24,6 +24,8 @@ _MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack")  # an endpoi
 LONGEST_PAUSE_S = 10.0
 # IAM tells all its servers of a new role within seconds; Scheduler refuses one that it has not heard of.
 _ROLE_S = 60.0
+# A request whose connection broke may arrive after that; AWS's own answers take seconds.
+LATE_S = 30.0
 
 Pause = Callable[[float], None]
 
@@ -95,6 +97,18 @@ def is_of(resource: Resource, region: str, deployment: str) -> bool:
         CloudError: the service cannot be asked.
     """
     answer = describe(resource, region)
+    return answer is not None and deployment_of(resource, answer, region) == deployment
+
+
+def comes_to_be_of(resource: Resource, region: str, deployment: str, *, pause: Pause = time.sleep) -> bool:
+    """As `is_of`, but what is not there is looked for during `LATE_S` seconds.
+
+    Raises:
+        CloudError: the service cannot be asked.
+    """
+    deadline = time.monotonic() + LATE_S
+    while (answer := describe(resource, region)) is None and time.monotonic() < deadline:
+        pause(1.0)
     return answer is not None and deployment_of(resource, answer, region) == deployment
 
 
