@@ -24,7 +24,7 @@ from serve.endpoint_creation import log_group, make_endpoint
 from serve.endpoint_image import find_serving_image
 from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
 from serve.endpoint_removal import remove_all, what_remains
-from serve.endpoint_requests import DEPLOYMENT, Deployment, Kind, Resource, is_archive_of, parts_of
+from serve.endpoint_requests import DEPLOYMENT, Deployment, Kind, Resource, check_container, is_archive_of, parts_of
 from serve.endpoint_resources import check_absent, deployment_of, describe
 
 
@@ -37,6 +37,7 @@ def deploy(argv: Sequence[str]) -> None:
     """
     arguments = read_endpoint_arguments(argv, places=("run_dir", "bundle"))
     config, name = arguments.config, arguments.endpoint
+    check_container(config.serve)
     region = found_region(config)
     prices = read_prices(local_path(config.features.cache_dir, "features.cache_dir"))
     plan = make_endpoint_plan(config, name, prices, region)
