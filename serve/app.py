@@ -49,6 +49,7 @@ class Service:
         load: gives the model, warmed and checked; runs in a thread once the server listens.
         model: what it gave. failure: why it gave none.
         deadline: seconds for a request. top_k: classes in an answer that does not ask for a number.
+        check: what is left to check of the model while it answers already; where it raises, it does so no more.
         begin_fetching: gives what gets the photos behind a request's addresses; None refuses them.
     """
 
@@ -57,6 +58,7 @@ class Service:
     limits: Limits
     deadline: float
     top_k: int = 5
+    check: Callable[[], None] | None = None
     begin_fetching: Callable[[], Fetch] | None = None
     model: Model | None = None
     failure: str | None = None
@@ -105,15 +107,19 @@ async def _load(service: Service) -> None:
     begun = time.perf_counter()
     try:
         service.model = await asyncio.to_thread(service.load)
-    except (GraftError, OSError, RuntimeError, ValueError) as error:  # a bundle's faults, a file's, an engine's
-        service.failure = str(error)
-        _log.exception("the model cannot be served")
-    else:
         _log.info("ready", extra={"fields": {"model": service.model.model_id, "seconds": time.perf_counter() - begun}})
+        if service.check is not None:
+            await asyncio.to_thread(service.check)
+    except (GraftError, OSError, RuntimeError, ValueError) as error:  # a bundle's faults, a file's, an engine's
+        service.model, service.failure = None, str(error)
+        _log.exception("the model cannot be served")
 
 
 async def ping(request: Request) -> Response:
-    """200 once the model is loaded, warmed and has reproduced its parity samples; 503 before that."""
+    """200 once the model is loaded, warmed and has reproduced its first parity samples; 503 before that.
+
+    The others are run by then on; a model that does not reproduce them is 503 again, with the reason.
+    """
     return JSONResponse({"status": "healthy", "model": _service(request).ready().model_id})
 
 

@@ -17,7 +17,8 @@ from graft.errors import ConfigError
 CONF = Path(__file__).resolve().parents[1] / "conf" / "serve" / "default.yaml"
 KEY = "serve."
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
-_HOST = re.compile(r"localhost|[0-9]+(\.[0-9]+){3}")
+# An address, a time, or a name such as ml.m5.large; Hydra's grammar takes the five words for something else than text.
+_TEXT = re.compile(r"[0-9]+(\.[0-9]+){3}|[0-9]+[hd]|(?!(true|false|null|nan|inf)$)[a-z][a-z0-9]*(\.[a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _plain(hint: Any, text: str) -> Any:
         return kind[text]
     if kind is bool:
         return {"true": True, "false": False}[text]
-    pattern = _NUMBER if kind in (int, float) else _HOST
+    pattern = _NUMBER if kind in (int, float) else _TEXT
     if not pattern.fullmatch(text):
         raise ValueError(text)
     return kind(text)

@@ -23,8 +23,8 @@ from serve.endpoint_creation import log_group, make_endpoint
 from serve.endpoint_image import find_serving_image
 from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
 from serve.endpoint_removal import remove_all, what_remains
-from serve.endpoint_requests import DEPLOYMENT, FOLDER, Deployment, Kind, Resource, parts_of
-from serve.endpoint_resources import check_absent, describe
+from serve.endpoint_requests import DEPLOYMENT, Deployment, Kind, Resource, check_container, is_archive_of, parts_of
+from serve.endpoint_resources import check_absent, deployment_of, describe
 
 
 def deploy(argv: Sequence[str]) -> None:
@@ -36,6 +36,7 @@ def deploy(argv: Sequence[str]) -> None:
     """
     arguments = read_endpoint_arguments(argv, places=("run_dir", "bundle"))
     config, name = arguments.config, arguments.endpoint
+    check_container(config.serve)
     region = found_region(config)
     prices = read_prices(local_path(config.features.cache_dir, "features.cache_dir"))
     plan = make_endpoint_plan(config, name, prices, region)
@@ -61,6 +62,7 @@ def delete(argv: Sequence[str]) -> None:
     """Remove an endpoint and all that belongs to it; where nothing of it is there, that is said and no error.
 
     Raises:
+        ConfigError: something of this name was not made by a deployment; nothing is removed then.
         CloudError: something could not be removed; the message says what, and whether it is billed.
     """
     arguments = read_endpoint_arguments(argv)
@@ -141,16 +143,28 @@ def _deployed(deployment: Deployment, plan: EndpointPlan, difference: float) -> 
 
 
 def _found(name: str, region: str) -> list[Resource]:
-    """What is there of an endpoint."""
-    found = []
+    """What is there of an endpoint.
+
+    Raises:
+        ConfigError: some of it was not made by a deployment.
+    """
+    found, foreign = [], []
     for resource in parts_of(name):
         answer = describe(resource, region)
         if answer is None:
             continue
+        number = deployment_of(resource, answer, region)
+        if number is None:
+            foreign.append(str(resource))
+            continue
         found.append(resource)
         if resource.kind is Kind.model:
             uri = str(answer.get("PrimaryContainer", {}).get("ModelDataUrl", ""))
-            # Never what lies elsewhere: a model that was not deployed from here is no business of ours.
-            if f"/{FOLDER}/{name}/" in uri:
+            if is_archive_of(uri, name, number):
                 found.append(Resource(Kind.archive, uri))
+    if foreign:
+        raise ConfigError(
+            f"endpoint={name}: {', '.join(foreign)} was not made by `python -m serve deploy`, and nothing was deleted; "
+            "accepted is a name all of whose parts it made"
+        )
     return found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 from graft.errors import CloudError, ConfigError, GraftError
 from graft.launcher.calls import is_passing
@@ -34,8 +37,28 @@ def make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:
 
     Raises:
         GraftError: why it failed, and what remains.
-        KeyboardInterrupt: a person has stopped it; what remains has been said.
+        KeyboardInterrupt, SystemExit: it was stopped by Ctrl-C, SIGTERM; what remains has been said.
     """
+    with exit_on_sigterm():
+        return _make_endpoint(deployment, archive, bundle)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM, which else ends Python at once, raises SystemExit with the code that a shell has for it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:
+    """As `make_endpoint`."""
     steps, region = list(steps_of(deployment)), deployment.account.region
     for step in steps:
         check_request(step.operation, step.request, step.service)
@@ -49,11 +72,11 @@ def make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:
         wait_for_endpoint(deployment.name, region)
         say("asking the endpoint for the parity samples")
         return check_endpoint(deployment.name, region, bundle, precision_of(deployment))
-    except KeyboardInterrupt:
-        say(f"\nstopped; {_rolled_back(begun, deployment)}")
-        raise
     except GraftError as error:
         raise type(error)(f"{error}\n{_rolled_back(begun, deployment)}") from error
+    except BaseException:  # a stop, or a fault of this program: whatever it is, nothing billed may stay behind
+        say(f"\nstopped; {_rolled_back(begun, deployment)}")
+        raise
 
 
 def precision_of(deployment: Deployment) -> str:
@@ -119,8 +142,8 @@ def _rolled_back(begun: Sequence[Resource], deployment: Deployment) -> str:
     """Remove what was begun, newest first; in words what that came to."""
     say(f"rolling back {', '.join(str(resource) for resource in reversed(begun))}")
     try:
-        left = remove_all(begun, deployment.account.region)
-    except KeyboardInterrupt:
+        left = remove_all(begun, deployment.account.region, deployment.id)
+    except (KeyboardInterrupt, SystemExit):
         left = dict.fromkeys(begun, "stopped")
     if not left:
         return "all of it is rolled back: nothing is left, and nothing is billed any more"

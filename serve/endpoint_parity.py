@@ -34,19 +34,19 @@ def check_endpoint(name: str, region: str, bundle: Path, precision: str) -> floa
     samples = read_parity(bundle)
     if not samples:
         raise RunError(f"{bundle}/parity holds no samples, so nothing tells whether the endpoint is good")
-    found = np.stack([_logits(name, region, sample.data) for sample in samples])
+    found = np.stack([_logits(name, region, sample.data, len(sample.logits)) for sample in samples])
     return check_parity(Path(f"endpoint {name}"), precision, found, [sample.logits for sample in samples])
 
 
-def _logits(name: str, region: str, photo: bytes) -> Any:
+def _logits(name: str, region: str, photo: bytes, classes: int) -> Any:
     """float32 [C] for one photo."""
     body = invoke(name, region, photo, LOGITS)
     try:
         rows = np.asarray(json.loads(body), np.float32)
     except (ValueError, TypeError) as error:
         raise CloudError(f"endpoint {name} answers with {body[:80]!r}, which are no logits") from error
-    if rows.ndim != 2 or len(rows) != 1:
-        raise CloudError(f"endpoint {name} answers one photo with an array of shape {rows.shape}; expected is [1, C]")
+    if rows.shape != (1, classes):
+        raise CloudError(f"endpoint {name} answers with logits of shape {rows.shape}; expected is {(1, classes)}")
     return rows[0]
 
 

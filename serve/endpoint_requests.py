@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from graft.config import ServeConfig
+from graft.errors import ConfigError
 from graft.launcher.account import Account
 from graft.launcher.policy import TTL_ROLE
 from graft.launcher.requests import Request, endpoint_config_request, endpoint_request, model_request
@@ -18,6 +19,10 @@ FOLDER, ARCHIVE = "endpoints", "model.tar.gz"
 TTL_POLICY = "delete-endpoints"
 DELETE_ENDPOINT = "aws-sdk:sagemaker:deleteEndpoint"  # a universal target of EventBridge Scheduler
 DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
+# Of `serve.*`, what AWS's container heeds, for serve/handler.py reads it; and what our own does, by entrypoint.sh.
+HANDLER_KEYS = ("engine", "precision", "threads", "top_k")
+RUNTIME_KEYS = (*HANDLER_KEYS, "mode", "queue", "deadline", "max_bytes", "max_pixels", "max_photos", "allow_url")
+AWS_IMAGE = "/pytorch-inference"  # its repository in any of AWS's registries
 
 
 class Kind(Enum):
@@ -83,6 +88,13 @@ def archive_uri(bucket: str, prefix: str, name: str, deployment: str) -> str:
     return "/".join(["s3:/", bucket, *filter(None, parts)])
 
 
+def is_archive_of(uri: str, name: str, deployment: str) -> bool:
+    """Whether an address is what `archive_uri` gives for some bucket and prefix, which need not be known any more."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    prefix = key.rpartition(f"{FOLDER}/{name}/{deployment}/{ARCHIVE}")[0]
+    return uri == archive_uri(bucket, prefix, name, deployment)
+
+
 def schedule_name(name: str) -> str:
     """Of the schedule that deletes an endpoint."""
     return f"graft-{name}"
@@ -118,24 +130,51 @@ def steps_of(deployment: Deployment) -> Iterator[Step]:
 
 
 def environment_of(deployment: Deployment) -> dict[str, str]:
-    """What the container is told: the toolkit its entry and one worker, the handler how to compute.
+    """What the container is told: the toolkit its entry and one worker, the server how to compute and answer.
 
     One worker: AWS's stack starts one for each core, each with an engine on all cores, and at concurrency 8 that
-    answered a tenth of the photos (docs/decisions/0022). The precision is named, so that it is known how exactly the
-    parity samples must be met.
+    answered a tenth of the photos (docs/decisions/0022). The precision is always named, so that it is known how
+    exactly the parity samples must be met; of the other keys, those that were changed.
     """
     serve = deployment.serve
-    given = {
-        "GRAFT_SERVE_ENGINE": None if serve.engine.value == "auto" else serve.engine.value,
-        "GRAFT_SERVE_PRECISION": deployment.precision if serve.precision.value == "auto" else serve.precision.value,
-        "GRAFT_SERVE_THREADS": serve.threads,
-        "GRAFT_SERVE_TOP_K": serve.top_k,
+    precision = deployment.precision if serve.precision.value == "auto" else serve.precision.value
+    told = {key: _text(getattr(serve, key)) for key in changed_keys(serve)} | {"precision": precision}
+    return {
+        **{f"GRAFT_SERVE_{key.upper()}": value for key, value in told.items()},
         "SAGEMAKER_PROGRAM": "inference.py",
         "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
-        "SAGEMAKER_MODEL_SERVER_WORKERS": 1,
+        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
         "SAGEMAKER_REGION": deployment.account.region,
     }
-    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def changed_keys(serve: ServeConfig) -> list[str]:
+    """Of `RUNTIME_KEYS`, those that are not at their defaults."""
+    default = ServeConfig()
+    return [key for key in RUNTIME_KEYS if getattr(serve, key) != getattr(default, key)]
+
+
+def check_container(serve: ServeConfig) -> None:
+    """Refuse what the container would not heed.
+
+    Raises:
+        ConfigError: a key that AWS's container does not know was changed.
+    """
+    if serve.image is not None and AWS_IMAGE not in serve.image:
+        return
+    for key in changed_keys(serve):
+        if key not in HANDLER_KEYS:
+            raise ConfigError(
+                f"serve.{key}={_text(getattr(serve, key))}: AWS's container does not heed it; accepted is the default, "
+                f"{_text(getattr(ServeConfig(), key))}, or serve.image=URI of the image that serve/Dockerfile makes"
+            )
+
+
+def _text(value: Any) -> str:
+    """As the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def schedule_request(deployment: Deployment, until: datetime) -> Request:

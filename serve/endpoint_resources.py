@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from graft.errors import CloudError, ConfigError
@@ -24,6 +24,8 @@ _MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack")  # an endpoi
 LONGEST_PAUSE_S = 10.0
 # IAM tells all its servers of a new role within seconds; Scheduler refuses one that it has not heard of.
 _ROLE_S = 60.0
+# A request whose connection broke may arrive after that; AWS's own answers take seconds.
+LATE_S = 30.0
 
 Pause = Callable[[float], None]
 
@@ -52,12 +54,14 @@ def check_absent(resources: Iterable[Resource], region: str, endpoint: str) -> N
         ConfigError: what there is.
         CloudError: the service cannot be asked.
     """
-    there = [str(resource) for resource in resources if describe(resource, region) is not None]
-    if there:
-        raise ConfigError(
-            f"endpoint={endpoint}: there is {', '.join(there)} already; accepted is another name, or the same after "
-            f"`python -m serve delete endpoint={endpoint}`"
-        )
+    answers = {resource: describe(resource, region) for resource in resources}
+    there = {resource: answer for resource, answer in answers.items() if answer is not None}
+    if not there:
+        return
+    ours = all(deployment_of(resource, answer, region) for resource, answer in there.items())
+    again = f", or the same after `python -m serve delete endpoint={endpoint}`" if ours else ""
+    listed = ", ".join(str(resource) for resource in there)
+    raise ConfigError(f"endpoint={endpoint}: there is {listed} already; accepted is another name{again}")
 
 
 def create(step: Step, region: str, deployment: str, *, pause: Pause = time.sleep) -> None:
@@ -93,11 +97,31 @@ def is_of(resource: Resource, region: str, deployment: str) -> bool:
         CloudError: the service cannot be asked.
     """
     answer = describe(resource, region)
-    if answer is None:
-        return False
-    if resource.kind is Kind.schedule:
-        return str(answer.get("Description", "")) == f"{DEPLOYMENT} {deployment}"
-    return tags_of(str(answer[_ARNS[resource.kind]]), region).get(DEPLOYMENT) == deployment
+    return answer is not None and deployment_of(resource, answer, region) == deployment
+
+
+def comes_to_be_of(resource: Resource, region: str, deployment: str, *, pause: Pause = time.sleep) -> bool:
+    """As `is_of`, but what is not there is looked for during `LATE_S` seconds.
+
+    Raises:
+        CloudError: the service cannot be asked.
+    """
+    deadline = time.monotonic() + LATE_S
+    while (answer := describe(resource, region)) is None and time.monotonic() < deadline:
+        pause(1.0)
+    return answer is not None and deployment_of(resource, answer, region) == deployment
+
+
+def deployment_of(resource: Resource, answer: Mapping[str, Any], region: str) -> str | None:
+    """Id of the deployment that made something, told from what `describe` gives; None where it is somebody else's.
+
+    Raises:
+        CloudError: the service cannot be asked.
+    """
+    if resource.kind is Kind.schedule:  # a schedule of the default group takes no tags
+        word, _, number = str(answer.get("Description", "")).partition(" ")
+        return number if word == DEPLOYMENT and number else None
+    return tags_of(str(answer[_ARNS[resource.kind]]), region).get(DEPLOYMENT)
 
 
 def tags_of(arn: str, region: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.artifacts import Manifest, network_digest, read_manifest, read_parity
+from graft.artifacts import Manifest, ParitySample, network_digest, read_manifest, read_parity
 from graft.errors import RunError
 from graft.images import InputSpec, render
 from graft.novelty import Novelty, read_novelty
@@ -31,6 +31,7 @@ class ServedModel:
 
     def __init__(self, path: Path, manifest: Manifest, engine: Engine, novelty: Novelty | None) -> None:
         self.path, self.manifest, self.engine, self._novelty = path, manifest, engine, novelty
+        self._checked, self._unchecked = 0, list[ParitySample]()
 
     @classmethod
     def load(
@@ -108,19 +109,35 @@ class ServedModel:
         Raises:
             RunError: the engine does not reproduce them, or they were left out.
         """
-        samples = read_parity(self.path)[:most]
+        samples = read_parity(self.path)
         if not samples:
             raise RunError(f"{self.path}/parity holds no samples, so nothing tells whether the model is whole")
-        pixels = np.stack([render(sample.data, self.spec).pixels for sample in samples])
+        most = len(samples) if most is None else most
+        self._checked, self._unchecked = most, samples[most:]
+        return self._check(samples[:most], first=0)
+
+    def check_remaining(self) -> None:
+        """Run the parity samples that `check_parity` was told to leave out; the folder may be gone by now.
+
+        Raises:
+            RunError: the engine does not reproduce them.
+        """
+        remaining, self._unchecked = self._unchecked, []
+        if remaining:
+            self._check(remaining, first=self._checked)
+
+    def _check(self, samples: Sequence[ParitySample], first: int) -> float:
+        pixels = [render(sample.data, self.spec).pixels for sample in samples]
         # One by one: that is how requests come, and it does not let memory grow to what sixteen need.
         logits = np.concatenate([self.engine.run(image[None])[0] for image in pixels])
-        return check_parity(self.path, self.engine.precision, logits, [sample.logits for sample in samples])
+        expected = [sample.logits for sample in samples]
+        return check_parity(self.path, self.engine.precision, logits, expected, first)
 
 
 def check_parity(
-    path: Path, precision: str, found: NDArray[np.float32], expected: Sequence[NDArray[np.float32]]
+    path: Path, precision: str, found: NDArray[np.float32], expected: Sequence[NDArray[np.float32]], first: int = 0
 ) -> float:
-    """The worst relative difference (L2) of logits [N, C] from those expected of them.
+    """The worst relative difference (L2) of logits [N, C] from those expected of parity samples `first` and on.
 
     Raises:
         RunError: it is beyond PARITY_TOLERANCE.
@@ -133,7 +150,7 @@ def check_parity(
     tolerance = PARITY_TOLERANCE[precision]
     if not differences[worst] <= tolerance:
         raise RunError(
-            f"{path}: the {precision} engine does not reproduce parity sample {worst:02d}: logits differ by "
+            f"{path}: the {precision} engine does not reproduce parity sample {first + worst:02d}: logits differ by "
             f"{differences[worst]:.2g} of their length; accepted is at most {tolerance:g}. Copy or pack the model again"
         )
     return float(differences[worst])

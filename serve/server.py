@@ -28,23 +28,24 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 25
 # A head of a few hundred bytes, or the rest of a body that was refused, that takes longer is held back on purpose.
 PATIENCE_SECONDS = 10.0
-# Sockets that wait for a head cost memory too; beyond these requests are answered with uvicorn's own 503.
-CONNECTIONS = 1000
+# Idle connections cost memory too, and files: a process may have 1024 open. Beyond these, the one that has been idle
+# the longest is closed. uvicorn's limit_concurrency would answer everybody with 503 instead, SageMaker's /ping too.
+CONNECTIONS = 900
 FETCH_SECONDS = 10.0
 # Beyond the 60 s for which load balancers keep idle connections, so that they close first, not us.
 KEEP_ALIVE_SECONDS = 65
 
 
-def run(config: ServeConfig, load: Callable[[], Model]) -> None:
-    """Serve what `load` gives until SIGTERM or Ctrl-C; what is inside is answered first."""
+def run(config: ServeConfig, load: Callable[[], Model], check: Callable[[], None]) -> None:
+    """Serve what `load` gives until SIGTERM or Ctrl-C; what is inside is answered first. `check`: see `Service`."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    make_server(make_service(config, load), config.host, config.port).run()
+    make_server(make_service(config, load, check), config.host, config.port).run()
 
 
-def make_service(config: ServeConfig, load: Callable[[], Model]) -> Service:
-    """What answers; `load` is called once it listens."""
+def make_service(config: ServeConfig, load: Callable[[], Model], check: Callable[[], None]) -> Service:
+    """What answers; `load` is called once it listens, `check` once it answers."""
     layout = lay_out(config.mode.value, config.threads)
     limits = Limits(body=config.max_bytes, pixels=config.max_pixels, photos=config.max_photos)
     return Service(
@@ -53,6 +54,7 @@ def make_service(config: ServeConfig, load: Callable[[], Model]) -> Service:
         limits=limits,
         deadline=config.deadline,
         top_k=config.top_k,
+        check=check,
         begin_fetching=_fetching(limits) if config.allow_url else None,
     )
 
@@ -63,11 +65,14 @@ def _fetching(limits: Limits) -> Callable[[], Fetch]:
     return Fetcher(limits.body, FETCH_SECONDS).begin
 
 
-def make_server(service: Service, host: str, port: int, patience: float = PATIENCE_SECONDS) -> uvicorn.Server:
+def make_server(
+    service: Service, host: str, port: int, patience: float = PATIENCE_SECONDS, most: int = CONNECTIONS
+) -> uvicorn.Server:
     """A server that is not running yet: `run` blocks, and ends on SIGTERM or once `should_exit` is set."""
 
     class Protocol(ImpatientProtocol):
         seconds = patience
+        connections_at_most = most
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -80,7 +85,6 @@ def make_server(service: Service, host: str, port: int, patience: float = PATIEN
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
@@ -92,14 +96,22 @@ class ImpatientProtocol(H11Protocol):
 
     Waited for are the head of a request, and the rest of a body that was answered before it had come. A body that is
     being read is the application's to wait for.
+
+    And it closes the connection that has been idle the longest where there are too many: those at work are bounded by
+    the places inside.
     """
 
     seconds = PATIENCE_SECONDS
+    connections_at_most = CONNECTIONS
+    idle_since = 0.0
     _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first head."""
+        """Make room, and begin to wait for the first head."""
         super().connection_made(transport)
+        self.idle_since = self.loop.time()
+        if len(self.connections) > self.connections_at_most:
+            self._make_room()
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -112,6 +124,7 @@ class ImpatientProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Begin to wait for what is left of the body."""
+        self.idle_since = self.loop.time()
         super().on_response_complete()
         if self._is_owed():
             self._wait()
@@ -120,6 +133,17 @@ class ImpatientProtocol(H11Protocol):
         """Stop waiting."""
         self._stop()
         super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request of it is being answered, and it is not being closed yet."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self.transport.is_closing()
+
+    def _make_room(self) -> None:
+        """Close the connection that has been idle the longest; where all others are at work, that is this one."""
+        others = [other for other in self.connections if isinstance(other, ImpatientProtocol) and other.is_idle]
+        min(others, key=lambda other: other.idle_since).transport.close()
 
     def _is_owed(self) -> bool:
         """Whether the client has begun what nobody but this protocol waits for."""

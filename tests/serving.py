@@ -82,11 +82,12 @@ def running(
     deadline: float = 10.0,
     limits: Limits | None = None,
     patience: float = 10.0,
+    connections: int = 100,
 ) -> Iterator[Running]:
     """A server that has tried to load its model."""
     queue = Queue(places, Layout(threads=1, streams=1, decoders=2), Metrics())
     service = Service(load, queue, limits or Limits(body=100_000, pixels=1_000_000, frames=3, photos=4), deadline)
-    server = make_server(service, "127.0.0.1", 0, patience)
+    server = make_server(service, "127.0.0.1", 0, patience, connections)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -148,11 +148,39 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_sent(aws: LocalAws, 
     )
     with pytest.raises(ConfigError) as caught:
         deploy(["endpoint=dogs", archive_of(packed_run), *ACCOUNT_KEYS])
+    # It is not ours, so that `delete` is not named, and does not take it.
+    assert str(caught.value) == "endpoint=dogs: there is schedule graft-dogs already; accepted is another name"
+    with pytest.raises(ConfigError, match="schedule graft-dogs was not made by `python -m serve deploy`"):
+        delete(["endpoint=dogs"])
+    scheduler.delete_schedule(Name="graft-dogs")
+
+
+def test_what_is_not_ours_is_named_and_nothing_is_deleted(aws: LocalAws, packed_run: Path) -> None:
+    sagemaker = aws.client("sagemaker")
+    address = f"s3://{BUCKET}/graft/endpoints/dogs/20261127-120000-abcd/model.tar.gz"
+
+    def make_model(*tags: dict[str, str]) -> None:
+        container = {"Image": "a:1", "ModelDataUrl": address}
+        role = ACCOUNT_KEYS[0].partition("=")[2]
+        sagemaker.create_model(ModelName="dogs", ExecutionRoleArn=role, PrimaryContainer=container, Tags=list(tags))
+
+    aws.client("s3").put_object(Bucket=BUCKET, Key=address.split("/", 3)[3], Body=b"somebody's")
+    make_model({"Key": "project", "Value": "other"})
+    with pytest.raises(ConfigError) as caught:
+        delete(["endpoint=dogs"])
     assert str(caught.value) == (
-        "endpoint=dogs: there is schedule graft-dogs already; accepted is another name, or the same after "
-        "`python -m serve delete endpoint=dogs`"
+        "endpoint=dogs: model dogs was not made by `python -m serve deploy`, and nothing was deleted; "
+        "accepted is a name all of whose parts it made"
     )
+    assert leftovers(aws) == ["dogs", address.split("/", 3)[3]]
+    # Ours, with the archive of another deployment: that one stays.
+    sagemaker.delete_model(ModelName="dogs")
+    make_model({"Key": "deployment", "Value": "20261127-120000-ffff"})
+    with pytest.raises(ConfigError, match=r"already; accepted is another name, or the same after `python -m serve del"):
+        deploy(["endpoint=dogs", archive_of(packed_run), *ACCOUNT_KEYS])
     delete(["endpoint=dogs"])
+    assert leftovers(aws) == [address.split("/", 3)[3]]
+    aws.client("s3").delete_object(Bucket=BUCKET, Key=address.split("/", 3)[3])
 
 
 @pytest.mark.slow

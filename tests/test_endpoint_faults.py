@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from graft.callbacks import TERMINATED
 from graft.errors import CloudError, ConfigError
 from graft.launcher import calls
 from serve import endpoint_creation as creation
+from serve import endpoint_resources as resources
+from serve.archive import opened
 from serve.endpoint import delete, deploy
 from serve.endpoint_listing import show
+from serve.endpoint_parity import check_endpoint
 from serve.endpoint_predicting import predict
-from serve.endpoint_resources import _ROLE_S
 from tests.aws.server import LocalAws
 from tests.scripted import BROKEN, DENIED, REGION, THROTTLED, Answer, _response
 from tests.test_endpoint import ACCOUNT_KEYS, archive_of, leftovers, running
@@ -37,6 +44,7 @@ def aws(running: LocalAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalAws
     use_server(monkeypatch, running.url)
     calls.client.cache_clear()
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("serve.endpoint_resources.LATE_S", 0.0)
     yield running
     calls.client.cache_clear()
 
@@ -118,7 +126,7 @@ def test_a_role_that_iam_has_just_made_is_waited_for(
     deploy_dogs(packed_run)
     delete(["endpoint=dogs"])
     assert leftovers(aws) == []
-    assert _ROLE_S == 60
+    assert resources._ROLE_S == 60
 
 
 STAGES = [
@@ -145,6 +153,78 @@ def test_ctrl_c_rolls_back(
         deploy_dogs(packed_run)
     assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
     assert leftovers(aws) == []
+
+
+def test_sigterm_rolls_back(aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disturb("sagemaker", "CreateEndpoint", lambda number, request: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        deploy_dogs(packed_run)
+    assert ended.value.code == TERMINATED
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
+    assert leftovers(aws) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_fault_of_the_program_rolls_back(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(creation, "wait_for_endpoint", fail)
+    with pytest.raises(ZeroDivisionError):
+        deploy_dogs(packed_run)
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
+    assert leftovers(aws) == []
+
+
+@pytest.mark.parametrize("body", [b"[[1, 2]]", b"[1, 2, 3]", b"[[1, 2, 3], [1, 2, 3]]"])
+def test_logits_of_another_number_of_classes_are_one_message(
+    packed_run: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr("serve.endpoint_parity.invoke", lambda *_: body)
+    with opened(packed_run / "model.tar.gz") as bundle, pytest.raises(CloudError) as caught:
+        check_endpoint("dogs", REGION, bundle, "fp32")
+    shape = np.shape(json.loads(body))
+    assert str(caught.value) == f"endpoint dogs answers with logits of shape {shape}; expected is (1, 3)"
+
+
+def test_an_endpoint_whose_request_arrives_late_is_rolled_back_too(
+    aws: LocalAws, packed_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resources.LATE_S == 0
+    monkeypatch.setattr(resources, "LATE_S", 20.0)
+    threads = []
+
+    def stop_and_arrive(number: int, request: Any) -> None:
+        send = calls.client("sagemaker", REGION)._endpoint.http_session.send
+        threads.append(threading.Timer(0.5, send, (request,)))
+        threads[0].start()
+        raise KeyboardInterrupt
+
+    disturb("sagemaker", "CreateEndpoint", stop_and_arrive)
+    with pytest.raises(KeyboardInterrupt):
+        deploy_dogs(packed_run)
+    threads[0].join()
+    assert leftovers(aws) == []
+
+
+def test_a_rollback_leaves_what_somebody_else_put_in_the_place(aws: LocalAws, packed_run: Path) -> None:
+    # The schedule is a person's, who has replaced it while the endpoint was created.
+    def replace(number: int, request: Any) -> Answer:
+        aws.client("scheduler").update_schedule(
+            Name="graft-dogs",
+            ScheduleExpression="at(2030-01-01T00:00:00)",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={"Arn": "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint", "RoleArn": ACCOUNT_KEYS[0][14:]},
+        )
+        return DENIED
+
+    disturb("sagemaker", "CreateEndpoint", replace)
+    with pytest.raises(CloudError):
+        deploy_dogs(packed_run)
+    assert leftovers(aws) == ["graft-dogs"]
+    aws.client("scheduler").delete_schedule(Name="graft-dogs")
 
 
 def test_ctrl_c_while_the_archive_is_sent(

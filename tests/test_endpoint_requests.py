@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,18 @@ from graft.errors import ConfigError
 from graft.launcher.policy import policies
 from graft.launcher.prices import Machine, Prices
 from graft.launcher.validation import problems
+from serve.arguments import read_arguments
 from serve.endpoint import deploy
 from serve.endpoint_arguments import read_endpoint_arguments
 from serve.endpoint_listing import of_endpoint
 from serve.endpoint_plan import check_endpoint_budget, hours_of, make_endpoint_plan
 from serve.endpoint_requests import (
+    RUNTIME_KEYS,
     Deployment,
+    changed_keys,
+    check_container,
     environment_of,
+    is_archive_of,
     steps_of,
     ttl_role_steps,
 )
@@ -78,6 +84,22 @@ def test_the_schedule_is_made_before_what_it_ends() -> None:
     assert "CreateSchedule" not in [step.operation for step in steps_of(deployment(until=None))]
 
 
+@pytest.mark.parametrize(
+    ("uri", "is_ours"),
+    [
+        (f"s3://mine/graft/endpoints/dogs/{ID}/model.tar.gz", True),
+        (f"s3://mine/endpoints/dogs/{ID}/model.tar.gz", True),
+        (f"s3://mine/graft/endpoints/dogs/{ID}/other/model.tar.gz", False),
+        (f"s3://mine/graft/endpoints/dogs/{ID}0/model.tar.gz", False),
+        (f"s3://mine/graft/myendpoints/dogs/{ID}/model.tar.gz", False),
+        ("s3://mine/graft/endpoints/dogs/model.tar.gz", False),
+        ("", False),
+    ],
+)
+def test_an_archive_is_told_by_its_deployment(uri: str, is_ours: bool) -> None:
+    assert is_archive_of(uri, "dogs", ID) is is_ours
+
+
 def test_another_role_may_end_it() -> None:
     role = "arn:aws:iam::123456789012:role/mine"
     schedule = next(step for step in steps_of(deployment(ttl_role=role)) if step.service == "scheduler")
@@ -96,12 +118,61 @@ def test_what_the_container_is_told() -> None:
         "GRAFT_SERVE_ENGINE": "openvino",
         "GRAFT_SERVE_PRECISION": "bf16",
         "GRAFT_SERVE_THREADS": "2",
-        "GRAFT_SERVE_TOP_K": "5",
         "SAGEMAKER_PROGRAM": "inference.py",
         "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
         "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
         "SAGEMAKER_REGION": "us-east-1",
     }
+
+
+ALL_CHANGED = (
+    *("engine=openvino", "precision=int8", "threads=3", "top_k=2", "mode=throughput", "queue=9", "deadline=2.5"),
+    *("max_bytes=1000", "max_pixels=2000", "max_photos=4", "allow_url=true"),
+)
+
+
+def test_our_container_heeds_every_key(tmp_path: Path) -> None:
+    serve = configured(*(f"serve.{key}" for key in ALL_CHANGED)).serve
+    assert changed_keys(serve) == list(RUNTIME_KEYS)
+    # What is of packing, of this machine, or of the endpoint and not of its server.
+    others = {"int8_margin", "int8_photos", "host", "port", "instance_type", "image", "ttl", "ttl_role", "plan"}
+    assert {entry.name for entry in fields(ServeConfig)} == {*RUNTIME_KEYS, *others}
+    assert started(environment_of(replace(deployment(), serve=serve)), tmp_path) == replace(serve, host="0.0.0.0")
+
+
+def test_our_container_computes_in_the_precision_of_the_archive(tmp_path: Path) -> None:
+    assert started(environment_of(deployment()), tmp_path) == ServeConfig(
+        host="0.0.0.0", precision=ServingPrecision.fp32
+    )
+
+
+def started(environment: dict[str, str], folder: Path) -> ServeConfig:
+    """What the entrypoint starts the server with."""
+    python = folder / "python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(ROOT / "serve" / "entrypoint.sh")],
+        env=environment | {"PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    command = done.stdout.splitlines()
+    assert command[:4] == ["-m", "serve", "local", "bundle=/opt/ml/model"]
+    return read_arguments(command[4:], places=()).config
+
+
+@pytest.mark.parametrize("image", [(), (f"serve.image={IMAGE}",)])
+def test_what_awss_container_does_not_heed_is_refused(image: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deploy(["endpoint=dogs", "serve.plan=true", "serve.mode=throughput", *image])
+    assert str(caught.value) == (
+        "serve.mode=throughput: AWS's container does not heed it; accepted is the default, latency, or serve.image=URI "
+        "of the image that serve/Dockerfile makes"
+    )
+    check_container(configured("serve.engine=openvino", "serve.threads=2", *image).serve)
+    check_container(configured("serve.mode=throughput", "serve.image=mine:1").serve)
 
 
 @pytest.mark.parametrize(("ttl", "hours"), [("24h", 24), ("1h", 1), ("1.5h", 1.5), ("3d", 72), ("none", None)])

@@ -183,6 +183,33 @@ def test_a_client_that_sends_the_rest_of_a_refused_body_keeps_its_connection() -
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
 
 
+PING = b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+def test_idle_connections_make_room_the_oldest_first() -> None:
+    with running(connections=3) as server, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(contextlib.closing(raw(server, PING))) for _ in range(3)]
+        for client in idle:
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        # A fourth: SageMaker's /ping must not fail for what others keep open.
+        assert server.ask("/ping")[0] == 200
+        assert idle[0].recv(1000) == b""
+        for client in idle[1:]:
+            client.sendall(PING)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_at_work_is_not_closed_for_another() -> None:
+    body = photo()
+    head = b"POST /invocations HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running(lambda: ColourModel(0.5), connections=2) as server, raw(server, head + body) as working:
+        wait_for(lambda: server.service.queue.inside == 1)
+        with raw(server, b"") as waiting, raw(server, PING) as client:
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+            assert waiting.recv(1000) == b""
+        assert working.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 def test_a_client_that_goes_away_frees_its_place_before_the_model_is_done() -> None:
     with running(lambda: ColourModel(1.0), places=1) as server:
         body = photo()

@@ -47,14 +47,21 @@ def pytorch_stack(
 def own_server(
     base: Path, environment: Mapping[str, str], tell: Callable[[str], None], deleted: threading.Event
 ) -> Iterator[int]:
-    """`python -m serve local`, as our own container runs it. See `Container`."""
+    """The entrypoint of our own container. See `Container`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
-    command = [sys.executable, "-m", "serve", "local", f"bundle={base / 'model'}", f"serve.port={port}"]
-    # The code of this checkout, as the image has its own; what the model's environment says of it wins.
-    own = {"SAGEMAKER_BASE_DIR": str(base), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", **environment}
-    process = Job(command, base, own, "SAGEMAKER_BASE_DIR", tell)
+    # The code and the Python of this checkout, as the image has its own; what the model's environment says wins.
+    own = {
+        "SAGEMAKER_BASE_DIR": str(base),
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        "GRAFT_MODEL": str(base / "model"),
+        "GRAFT_SERVE_HOST": "127.0.0.1",
+        **environment,
+        "SAGEMAKER_BIND_TO_PORT": str(port),
+        "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+    }
+    process = Job(["sh", str(ROOT / "serve" / "entrypoint.sh"), "serve"], base, own, "SAGEMAKER_BASE_DIR", tell)
     try:
         end = time.monotonic() + LONGEST_START_S
         while not _is_healthy(port):

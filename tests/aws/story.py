@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import shlex
 import subprocess
@@ -102,16 +103,25 @@ def tell(stage: Stage, trials: int) -> None:
     if "story" not in stage.run("-m", "serve", "list"):
         raise Broken("the endpoint is not listed")
     stage.run("-m", "serve", "delete", "endpoint=story")
-    if "story" in stage.run("-m", "serve", "list"):
-        raise Broken("the endpoint is listed after it was deleted")
+    if "nothing of graft costs money in" not in stage.run("-m", "serve", "list"):
+        raise Broken("something is listed after the endpoint was deleted")
 
 
 def ask(stage: Stage) -> None:
-    """Ask the endpoint for photos of the test split, each of another class, that the run's own model gets right."""
-    for photo, label in right_photos(stage.folder / "runs" / "best", stage.photos)[:ASKED]:
-        answer = stage.run("-m", "serve", "predict", str(photo), "endpoint=story")
-        if label not in answer:
-            raise Broken(f"{photo} is of {label}")
+    """Ask the endpoint for photos of the test split, each of another class, that the run's own model gets right.
+
+    Raises:
+        Broken: there are fewer than ASKED of them, or the endpoint tells one wrong.
+    """
+    photos = right_photos(stage.folder / "runs" / "best", stage.photos)[:ASKED]
+    if len(photos) < ASKED:
+        raise Broken(f"the run gets photos of {len(photos)} classes right; {ASKED} are to be asked")
+    for photo, label in photos:
+        # The path of the photo holds its label too: what counts is the first prediction.
+        answer = stage.run("-m", "serve", "predict", str(photo), "endpoint=story", "--json").splitlines()[-1]
+        told = json.loads(answer)["predictions"][0]["label"]
+        if told != label:
+            raise Broken(f"{photo} is of {label}; the endpoint says {told}")
 
 
 def right_photos(run_dir: Path, photos: Path) -> list[tuple[Path, str]]:
