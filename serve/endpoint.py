@@ -23,7 +23,16 @@ from serve.endpoint_creation import log_group, make_endpoint
 from serve.endpoint_image import find_serving_image
 from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
 from serve.endpoint_removal import remove_all, what_remains
-from serve.endpoint_requests import DEPLOYMENT, Deployment, Kind, Resource, check_container, is_archive_of, parts_of
+from serve.endpoint_requests import (
+    DEPLOYMENT,
+    Deployment,
+    Kind,
+    Resource,
+    archives_uri,
+    check_container,
+    is_archive_of,
+    parts_of,
+)
 from serve.endpoint_resources import check_absent, deployment_of, describe
 
 
@@ -70,6 +79,7 @@ def delete(argv: Sequence[str]) -> None:
     found = _found(name, region)
     if not found:
         print(f"nothing of endpoint {name} is there in {region}, and nothing of it is billed")
+        print(_perhaps_archive(arguments))
         return
     say(f"deleting {', '.join(str(resource) for resource in found)}")
     try:
@@ -84,6 +94,8 @@ def delete(argv: Sequence[str]) -> None:
         f"remains: the log {log_group(name)} (`aws logs delete-log-group --log-group-name {log_group(name)}`), and the "
         f"role {TTL_ROLE}, which costs nothing and serves other endpoints"
     )
+    if Resource(Kind.model, name) not in found:
+        print(_perhaps_archive(arguments))
 
 
 def _require(config: Config) -> None:
@@ -139,6 +151,16 @@ def _deployed(deployment: Deployment, plan: EndpointPlan, difference: float) -> 
         f"billed: {cost} {end}\n"
         f"next: python -m serve predict PHOTO endpoint={name}\n"
         f"end it: python -m serve delete endpoint={name}"
+    )
+
+
+def _perhaps_archive(arguments: EndpointArguments) -> str:
+    """What to do about an archive that no model leads to."""
+    launcher = arguments.config.launcher
+    folder = archives_uri(launcher.bucket or "BUCKET", launcher.prefix, arguments.endpoint)
+    return (
+        "an archive stays in S3 where a deployment was killed before it made its model: "
+        f"`aws s3 rm --recursive {folder}/` removes it"
     )
 
 

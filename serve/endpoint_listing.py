@@ -87,12 +87,10 @@ def list_running_jobs(region: str, prices: Prices) -> Iterator[Costing]:
         if not job.is_billed:
             continue
         how = "when it is done, or after its time limit"
-        if job.kind != "training":
+        if job.machines is None:
             yield Costing(f"{job.kind} job", job.name, job.state, "its trials'", job.ran_s, None, how)
             continue
-        with explained(f"job {job.name}"):
-            machine = client("sagemaker", region).describe_training_job(TrainingJobName=job.name)["ResourceConfig"]
-        count, name = int(machine["InstanceCount"]), str(machine["InstanceType"])
+        name, count = job.machines
         price = prices.of(name, region)
         usd = None if price is None else price * count * job.ran_s / 3600
         yield Costing("training job", job.name, job.state, f"{count} x {name}", job.ran_s, usd, how)

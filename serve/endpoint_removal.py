@@ -49,8 +49,13 @@ def _is_to_go(resource: Resource, region: str, deployment: str) -> bool:
 
 def what_remains(left: Mapping[Resource, str], endpoint: str) -> str:
     """What could not be removed, whether it is billed, and how it is tried again."""
-    billed = any(resource.kind is Kind.endpoint for resource in left)
+    kinds = {resource.kind for resource in left}
     listed = ", ".join(str(resource) for resource in left)
     reason = next(iter(left.values()))
-    cost = "the endpoint is billed until it is gone" if billed else "none of that is billed but the archive's storage"
-    return f"NOT removed: {listed} ({reason}); {cost}: `python -m serve delete endpoint={endpoint}` tries again"
+    billed = "the endpoint is billed until it is gone"
+    cost = billed if Kind.endpoint in kinds else "none of that is billed but the archive's storage"
+    todo = [f"`python -m serve delete endpoint={endpoint}` tries again"] if kinds != {Kind.archive} else []
+    if Kind.model not in kinds:  # which alone tells `delete` where the archive is
+        archives = [resource.name for resource in left if resource.kind is Kind.archive]
+        todo += [f"`aws s3 rm {address}` removes the archive" for address in archives]
+    return f"NOT removed: {listed} ({reason}); {cost}: {', '.join(todo)}"

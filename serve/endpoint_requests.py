@@ -84,8 +84,12 @@ class Deployment:
 
 def archive_uri(bucket: str, prefix: str, name: str, deployment: str) -> str:
     """Address of the archive of a deployment: no other's, so that it can be removed with it."""
-    parts = (prefix.strip("/"), FOLDER, name, deployment, ARCHIVE)
-    return "/".join(["s3:/", bucket, *filter(None, parts)])
+    return f"{archives_uri(bucket, prefix, name)}/{deployment}/{ARCHIVE}"
+
+
+def archives_uri(bucket: str, prefix: str, name: str) -> str:
+    """Address of the folder with the archives of all deployments of an endpoint."""
+    return "/".join(["s3:/", bucket, *filter(None, (prefix.strip("/"), FOLDER, name))])
 
 
 def is_archive_of(uri: str, name: str, deployment: str) -> bool:

@@ -23,7 +23,7 @@ from serve.endpoint import delete, deploy
 from serve.endpoint_listing import show
 from serve.endpoint_parity import check_endpoint
 from serve.endpoint_predicting import predict
-from tests.aws.server import LocalAws
+from tests.aws.server import BUCKET, LocalAws
 from tests.scripted import BROKEN, DENIED, REGION, THROTTLED, Answer, _response
 from tests.test_endpoint import ACCOUNT_KEYS, archive_of, leftovers, running
 
@@ -256,6 +256,26 @@ def test_an_endpoint_that_cannot_be_taken_back_is_named_with_its_end(
     delete(["endpoint=dogs"])
     assert leftovers(aws) == []
     assert "nothing of it is billed any more" in capsys.readouterr().out
+
+
+def test_an_archive_that_no_model_leads_to_is_named_with_the_command_that_removes_it(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disturb("sagemaker", "CreateModel", lambda number, request: DENIED)
+    disturb("s3", "DeleteObject", lambda number, request: DENIED)
+    with pytest.raises(CloudError) as caught:
+        deploy_dogs(packed_run)
+    (key,) = leftovers(aws)
+    last = str(caught.value).splitlines()[-1]
+    assert last.startswith(f"NOT removed: archive s3://{BUCKET}/{key} (")
+    assert last.endswith(f"but the archive's storage: `aws s3 rm s3://{BUCKET}/{key}` removes the archive")
+    delete(["endpoint=dogs", f"launcher.bucket={BUCKET}"])
+    assert capsys.readouterr().out.splitlines() == [
+        "nothing of endpoint dogs is there in us-east-1, and nothing of it is billed",
+        "an archive stays in S3 where a deployment was killed before it made its model: "
+        f"`aws s3 rm --recursive s3://{BUCKET}/graft/endpoints/dogs/` removes it",
+    ]
+    aws.client("s3").delete_object(Bucket=BUCKET, Key=key)
 
 
 @pytest.mark.slow
