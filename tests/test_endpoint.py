@@ -19,6 +19,7 @@ from serve.__main__ import main
 from serve.endpoint import delete, deploy
 from serve.endpoint_listing import show
 from serve.endpoint_predicting import predict
+from serve.endpoint_requests import FOLDER
 from tests.aws.account import ACCOUNT
 from tests.aws.server import BUCKET, ROLE, LocalAws, running_aws
 from tests.s3server import use_server
@@ -47,13 +48,13 @@ def aws(running: LocalAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalAws
 
 
 def leftovers(aws: LocalAws) -> list[str]:
-    """All that is in the account but its role and what jobs left."""
+    """All that deployments made in the account, but the role."""
     sagemaker, scheduler = aws.client("sagemaker"), aws.client("scheduler")
     found = [entry["EndpointName"] for entry in sagemaker.list_endpoints()["Endpoints"]]
     found += [entry["EndpointConfigName"] for entry in sagemaker.list_endpoint_configs()["EndpointConfigs"]]
     found += [entry["ModelName"] for entry in sagemaker.list_models()["Models"]]
     found += [entry["Name"] for entry in scheduler.list_schedules()["Schedules"]]
-    listed = aws.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents", [])
+    listed = aws.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=f"graft/{FOLDER}/").get("Contents", [])
     return found + [entry["Key"] for entry in listed]
 
 
