@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -89,7 +88,8 @@ def _openvino() -> ModuleType:
     tool = "openvino.tools.ovc"
     if "openvino" not in sys.modules:
         sys.modules[tool] = None  # type: ignore[assignment]  # importing it fails, for which openvino is prepared
-    openvino = import_module("openvino")
+    import openvino
+
     if sys.modules.get(tool, openvino) is None:
         del sys.modules[tool]  # the tool itself stays importable
     found: ModuleType = openvino
