@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.clients import Load, drive
+from benchmarks.clients import Load, drive, post
 from benchmarks.serving import own_server, photo, wait_until_right
 
 CLIENTS = 120  # more than the 64 places, so that the queue is full and the rest is refused
@@ -103,24 +103,13 @@ def _send(
     while due < begun + seconds:
         time.sleep(max(0.0, due - time.monotonic()))
         asked = time.monotonic()
-        status = _ask(connection, body)
+        status = post(connection, body)
         with lock:
             load.statuses[status] += 1
             if status == "200":
                 load.milliseconds.append(1000 * (time.monotonic() - asked))
         due = max(due + every, time.monotonic())
     connection.close()
-
-
-def _ask(connection: http.client.HTTPConnection, body: bytes) -> str:
-    try:
-        connection.request("POST", "/invocations", body)
-        response = connection.getresponse()
-        response.read()
-    except (OSError, http.client.HTTPException) as error:
-        connection.close()
-        return type(error).__name__
-    return str(response.status)
 
 
 def _be_rude(port: int, stop: threading.Event, drips: bool) -> None:
@@ -144,7 +133,7 @@ def stop_under_load(port: int, process: psutil.Process, body: bytes, clients: in
     answers: list[str] = []
 
     def ask() -> None:
-        answers.append(_ask(http.client.HTTPConnection("127.0.0.1", port, timeout=60), body))
+        answers.append(post(http.client.HTTPConnection("127.0.0.1", port, timeout=60), body))
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:

@@ -1,31 +1,45 @@
-"""The container of a job: `launcher.image`, or AWS's newest for PyTorch that SageMaker's SDK knows of."""
+"""The container of a job or an endpoint: the one that is given, or AWS's for PyTorch that SageMaker's SDK knows of."""
 
 from __future__ import annotations
 
 from graft.config import Config
 from graft.errors import ConfigError
 
-# Both differ from version to version, so the SDK's table is asked (docs/decisions/0018).
-_FRAMEWORK, _USE = "pytorch", "training"
+_FRAMEWORK = "pytorch"
 
 
 def find_image(config: Config, region: str) -> str:
-    """URI of the container that jobs of this configuration run in.
+    """URI of the container that jobs of this configuration run in: `launcher.image`, or the newest for training.
 
     Raises:
         ConfigError: none is given, and the SDK is not installed or knows none for the region or the machine.
     """
-    if config.launcher.image:
-        return config.launcher.image
+    c = config.launcher
+    return c.image or look_up("launcher.image", region, c.instance_type, "training")
+
+
+def look_up(key: str, region: str, instance_type: str, use: str, version: str | None = None) -> str:
+    """URI of AWS's container, which differs from version to version, so that the SDK's table is asked.
+
+    Args:
+        key: of the configuration, which names another container.
+        region: of the account.
+        instance_type: of the machine.
+        use: training or inference.
+        version: of PyTorch, as 2.6.0; None for the newest.
+
+    Raises:
+        ConfigError: the SDK is not installed, or knows none for the region or the machine.
+    """
     try:
         from sagemaker.core import image_uris
     except ImportError as error:
         raise ConfigError(
-            "launcher.image=null: the container is looked up by SageMaker's SDK, which is not installed; "
-            "pip install 'graft[aws]', or give launcher.image=URI of a PyTorch training container"
+            f"{key}=null: the container is looked up by SageMaker's SDK, which is not installed; "
+            f"pip install 'graft[aws]', or give {key}=URI of a PyTorch {use} container"
         ) from error
-    versions = image_uris.config_for_framework(_FRAMEWORK)[_USE]["versions"]
-    version = max(versions, key=_as_numbers)
+    versions = image_uris.config_for_framework(_FRAMEWORK)[use]["versions"]
+    version = version or max(versions, key=_as_numbers)
     try:
         return str(
             image_uris.retrieve(
@@ -33,14 +47,14 @@ def find_image(config: Config, region: str) -> str:
                 region,
                 version=version,
                 py_version=versions[version]["py_versions"][-1],
-                instance_type=config.launcher.instance_type,
-                image_scope=_USE,
+                instance_type=instance_type,
+                image_scope=use,
             )
         )
     except ValueError as error:
         raise ConfigError(
-            f"launcher.image=null: no container is known for {config.launcher.instance_type} in {region} "
-            f"({str(error).splitlines()[0]}); give launcher.image=URI"
+            f"{key}=null: no container is known for {instance_type} in {region} "
+            f"({str(error).splitlines()[0]}); give {key}=URI"
         ) from error
 
 
