@@ -19,6 +19,7 @@ from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
+from graft.launcher.planned import note_planned
 from graft.launcher.presence import confirmed
 from graft.launcher.prices import Prices, read_prices
 from graft.launcher.submit import Submission, submit
@@ -78,6 +79,8 @@ def run_in_cloud(work: Work) -> Ticket | None:
     plan = _plan(work, prices, cache, region, spent)
     if config.launcher.plan:
         print("\n".join(_plan_lines(work, plan, prices, cache, region)))
+        if member := sweep_member():
+            note_planned(member.parent, plan, config)
         check_budget(plan, config, spent)
         return None
     if ticket is None or ticket.state in ("Failed", "Stopped"):
