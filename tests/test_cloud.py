@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from graft.command import value_of
 from graft.config import Config, changed
 from graft.errors import CloudError, ConfigError, RunError
-from graft.launcher import calls, follow, submit
+from graft.launcher import calls, cloud, follow, submit
 from graft.launcher.cloud import Work, run_in_cloud
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
-from tests.scripted import ABSENT, BROKEN, DENIED, THROTTLED, Script, training
+from tests.scripted import ABSENT, BROKEN, DENIED, THROTTLED, Answer, Script, training
 
 NAME = "graft-train-20261127-120000-abcd"
 ROLE = "arn:aws:iam::123456789012:role/graft"
@@ -228,6 +229,26 @@ def test_a_budget_is_of_all_jobs_of_a_run(script: Script, tmp_path: Path, capsys
     assert ticket.most_usd == pytest.approx(2 * an_hour)
     with pytest.raises(ConfigError, match=r"budget\.usd=1\.5: .*, 1\.47 of it for other jobs of this run or sweep"):
         run_in_cloud(Work(in_cloud(tmp_path, "budget.usd=1.5", "data.images=100")))
+
+
+def test_the_limits_of_the_jobs_of_a_sweep_are_within_the_budget_together(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "optim.lr=0.001,0.003,0.01", "-m"])
+    monkeypatch.setattr(cloud, "wait_for_turn", lambda member, most: None)
+    seconds: list[int] = []
+
+    def created(request: dict[str, Any]) -> Answer:
+        seconds.append(request["StoppingCondition"]["MaxRuntimeInSeconds"])
+        return 200, {"TrainingJobArn": "arn"}
+
+    calls.client.cache_clear()
+    script.reply("CreateTrainingJob", created)
+    for member in (tmp_path / "run" / str(number) for number in range(3)):
+        monkeypatch.setattr(cloud, "sweep_member", lambda member=member: member)
+        run_in_cloud(Work(in_cloud(tmp_path, "budget.usd=2", "data.images=100", f"run_dir={member}")))
+    assert sum(seconds) * 0.7364 / 3600 == pytest.approx(2, abs=0.001)
+    assert max(seconds) - min(seconds) <= 1
 
 
 def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(

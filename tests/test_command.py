@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.command import Command, key_help, overrides_given, prepare
+from graft.command import Command, key_help, overrides_given, prepare, sweep_size
 from graft.config import GROUPS, DataConfig, FeaturesConfig, ModelConfig, OptimConfig, knobs, to_yaml
 from graft.config import Config as RunConfig
 from graft.errors import ConfigError
@@ -358,3 +358,18 @@ def test_the_help_fits_a_terminal() -> None:
         "  optim.label_smoothing       share of the target spread over all classes (a number of at least 0 and below 1)"
         in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "size"),
+    [
+        (["seed=0,1,2", "optim.lr=0.1,0.2", "data=demo", "-m"], 6),
+        (["seed=0,1,2", "seed=0,1", "-m"], 2),
+        (["seed=range(0,4)", "-m"], 4),
+        (["model=glob(*)", "-m"], None),
+        (["seed=1", "-m"], 1),
+    ],
+)
+def test_the_size_of_a_sweep(argv: list[str], size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", *argv])
+    assert sweep_size() == size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from graft.config import Config, SearchBackend, changed
 from graft.errors import ConfigError
 from graft.launcher.calibration import Calibration, look_seconds
 from graft.launcher.job import Entry
-from graft.launcher.plan import check_budget, compare_backends, describe, job_seconds, limits_of, make_plan
+from graft.launcher.plan import Others, check_budget, compare_backends, describe, job_seconds, limits_of, make_plan
 from graft.launcher.prices import Machine, Prices, machines_of, read_prices
 from graft.launcher.requests import Limits
 from tests.composing import ROOT, composed
@@ -114,9 +115,28 @@ def test_a_budget_refuses_with_the_sum_and_ends_jobs() -> None:
     with pytest.raises(ConfigError, match=r"this may cost \$0\.26, 0\.15 of it for other jobs of this run or sweep"):
         check_budget(plan, in_cloud("budget.usd=0.2"), spent=0.15)
     # $0.18 are a quarter of an hour of one machine, and half of that where two run at a time.
-    assert limits_of(in_cloud("budget.usd=0.18"), 0.72, 2) == Limits(900, 450)
-    assert limits_of(in_cloud("budget.usd=0.36"), 0.72, 2, spent=0.18) == Limits(900, 450)
-    assert limits_of(in_cloud("budget.usd=100"), 0.72, 1) == Limits(14_400, 500_000)
+    two = replace(plan, jobs=8, parallel=2)
+    assert limits_of(two, in_cloud("budget.usd=0.18")) == Limits(900, 450)
+    assert limits_of(two, in_cloud("budget.usd=0.36"), Others(0.18)) == Limits(900, 450)
+    assert limits_of(plan, in_cloud("budget.usd=100")) == Limits(14_400, 500_000)
+
+
+def test_a_job_of_a_sweep_is_ended_at_its_share_or_at_what_it_is_planned_to_cost() -> None:
+    config = in_cloud("budget.usd=0.9")
+    plan = make_plan(config, Entry.train, 1, PRICES, CORE, None)  # 528 s, $0.11
+    assert limits_of(plan, config, Others(0.18, to_come=2)).seconds == 1800  # half of $0.72
+    assert limits_of(plan, config, Others(0.78, to_come=2)).seconds == 527  # a share would be 300 s
+    assert limits_of(plan, config, Others(0.18, to_come=None)).seconds == 527
+    assert limits_of(plan, config, Others(0.88, to_come=2)).seconds == 100  # what is left
+
+
+def test_what_all_jobs_cost_at_most_is_what_their_limits_allow() -> None:
+    many = make_plan(in_cloud("search.backend=tuning_job"), Entry.tune, 8, PRICES, CORE, None)
+    assert replace(many, limits=Limits(900)).most_usd == pytest.approx(8 * 0.18)
+    assert replace(many, limits=Limits(900, 450)).most_usd == pytest.approx(2 * 0.09)
+    one = make_plan(in_cloud("trainer.num_nodes=3"), Entry.train, 1, PRICES, CORE, None)
+    assert replace(one, limits=Limits(900, 900)).most_usd == pytest.approx(3 * 0.18)
+    assert replace(one, usd_per_hour=None).most_usd is None
 
 
 def test_the_shipped_table_is_dated_and_knows_the_original_machine(tmp_path: Path) -> None:

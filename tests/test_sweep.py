@@ -11,7 +11,8 @@ import pytest
 from graft.errors import CloudError
 from graft.launcher import finish_sweep
 from graft.launcher.cloud import conclude_member
-from graft.launcher.sweep import follow_sweep, members, planned_by_others, wait_for_turn
+from graft.launcher.plan import Others
+from graft.launcher.sweep import follow_sweep, members, others_of, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.s3server import CREDENTIALS, forget_account
 from tests.scripted import ABSENT, DENIED, Answer, Script, training
@@ -55,7 +56,7 @@ def test_a_job_that_was_never_created_takes_no_place(script: Script, tmp_path: P
     submitted(tmp_path, "one", state="submitting")
     states(script, ABSENT)
     wait_for_turn(tmp_path / "1", 1, pause=lambda seconds: pytest.fail("waited"))
-    assert planned_by_others(tmp_path / "1") == 0
+    assert others_of(tmp_path / "1", 2) == Others(0.0, to_come=2)  # it may be submitted again
 
 
 def test_a_free_place_is_taken_at_once(script: Script, tmp_path: Path) -> None:
@@ -171,8 +172,11 @@ def test_a_sweep_that_was_only_planned_has_no_runs_to_show(tmp_path: Path) -> No
 
 
 def test_what_the_others_cost_counts_against_the_budget(tmp_path: Path) -> None:
-    submitted(tmp_path, "one", "two", "three", planned_usd=(0.1, 0.5))
+    submitted(tmp_path, "one", "two", "three", planned_usd=(0.1, 0.5), limit_usd=0.7)
     ticket = read_ticket(tmp_path / "1")
     assert ticket is not None
     write_ticket(tmp_path / "1", Ticket(**{**vars(ticket), "state": "Completed", "actual_usd": 0.2}))
-    assert planned_by_others(tmp_path / "2") == pytest.approx(0.5 + 0.2)
+    others = others_of(tmp_path / "2", 5)
+    assert others.usd == pytest.approx(0.7 + 0.2)  # what goes on may cost what its limits allow
+    assert others.to_come == 3
+    assert others_of(tmp_path / "2", None).to_come is None

@@ -5,6 +5,7 @@ Nothing here composes a configuration, so a misspelt key or a wrong value is ans
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -189,6 +190,13 @@ def prepare(argv: list[str], now: str, conf: Path) -> Command:
 def overrides_given() -> tuple[str, ...]:
     """What the command line said, as Hydra recorded it; nothing outside of an entry script."""
     return tuple(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
+
+
+def sweep_size() -> int | None:
+    """How many runs the command line of this process sweeps over; None where only Hydra can tell, as for glob(*)."""
+    overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
+    counts = {override.key: len(override.values) for override in _understood(overrides)}  # the last of a key wins
+    return math.prod(counts.values()) or None
 
 
 def same_command(config: Config) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graft.artifacts import differences, read_state, record_failure
-from graft.command import Spread, value_of
+from graft.command import Spread, sweep_size, value_of
 from graft.config import OBJECTIVES, Config, SearchBackend, changed, sweep_member, to_yaml
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region, require
@@ -18,12 +18,12 @@ from graft.launcher.ending import after_the_end, ended_badly
 from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
-from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
+from graft.launcher.plan import ALONE, Others, Plan, check_budget, compare_backends, describe, make_plan
 from graft.launcher.planned import note_planned
 from graft.launcher.presence import confirmed
 from graft.launcher.prices import Prices, read_prices
 from graft.launcher.submit import Submission, submit
-from graft.launcher.sweep import going_on, planned_by_others, submitted, wait_for_turn
+from graft.launcher.sweep import going_on, others_of, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from graft.launcher.trials import TunedTrial, best_trial, read_trials
 from graft.storage import local_path, write_text
@@ -75,16 +75,16 @@ def run_in_cloud(work: Work) -> Ticket | None:
     if not config.launcher.plan:
         require(config)
     ticket = read_ticket(run_dir) if config.launcher.plan else _earlier(config, run_dir)
-    spent = _spent_before(run_dir, ticket)
-    plan = _plan(work, prices, cache, region, spent)
+    others = _others(run_dir, ticket)
+    plan = _plan(work, prices, cache, region, others)
     if config.launcher.plan:
         print("\n".join(_plan_lines(work, plan, prices, cache, region)))
         if member := sweep_member():
             note_planned(member.parent, plan, config)
-        check_budget(plan, config, spent)
+        check_budget(plan, config, others.usd)
         return None
     if ticket is None or ticket.state in ("Failed", "Stopped"):
-        check_budget(plan, config, spent)
+        check_budget(plan, config, others.usd)
         for line in _plan_lines(work, plan, prices, cache, region):
             say(line)
         if member := sweep_member():
@@ -172,14 +172,14 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
     say(f"{run_dir.name}: {planned_and_actual(ticket)}")
 
 
-def _spent_before(run_dir: Path, ticket: Ticket | None) -> float:
-    """Dollars that jobs before this one, and the other jobs of its sweep, cost or may cost."""
-    before = ticket.most_usd if ticket and ticket.has_ended else 0.0
-    return before + (planned_by_others(run_dir) if sweep_member() else 0.0)
+def _others(run_dir: Path, ticket: Ticket | None) -> Others:
+    """The jobs of this run before this one, and the other jobs of its sweep."""
+    others = others_of(run_dir, sweep_size()) if sweep_member() else ALONE
+    return replace(others, usd=others.usd + ticket.most_usd) if ticket and ticket.has_ended else others
 
 
-def _plan(work: Work, prices: Prices, cache: Path, region: str | None, spent: float = 0.0) -> Plan:
-    return make_plan(work.config, work.entry, work.trials, prices, read_calibration(cache), region, spent)
+def _plan(work: Work, prices: Prices, cache: Path, region: str | None, others: Others = ALONE) -> Plan:
+    return make_plan(work.config, work.entry, work.trials, prices, read_calibration(cache), region, others)
 
 
 def _plan_lines(work: Work, plan: Plan, prices: Prices, cache: Path, region: str | None) -> list[str]:

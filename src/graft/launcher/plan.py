@@ -27,6 +27,22 @@ _BACKWARD = 3  # forward and backward pass of a backbone that trains, against th
 
 
 @dataclass(frozen=True)
+class Others:
+    """The jobs that `budget.usd` has to last for, beside the one that is planned.
+
+    Attributes:
+        usd: what jobs before it, and those of its sweep that were submitted, cost or may cost.
+        to_come: jobs of its sweep that are still to be submitted, this one included; None: any number.
+    """
+
+    usd: float = 0.0
+    to_come: int | None = 1
+
+
+ALONE = Others()
+
+
+@dataclass(frozen=True)
 class Plan:
     """What would be created, and what it takes.
 
@@ -64,6 +80,16 @@ class Plan:
             return None
         return self.job_minutes.times(self.jobs * self.instances * self.usd_per_hour / 60)
 
+    @property
+    def most_usd(self) -> float | None:
+        """What all jobs cost where each is ended by its limits; None where the price is not known."""
+        if self.usd_per_hour is None:
+            return None
+        seconds = self.jobs * self.limits.seconds
+        if self.limits.search_seconds is not None and self.jobs > 1:
+            seconds = min(seconds, self.parallel * self.limits.search_seconds)
+        return seconds * self.instances * self.usd_per_hour / 3600
+
 
 def make_plan(
     config: Config,
@@ -72,7 +98,7 @@ def make_plan(
     prices: Prices,
     calibration: Calibration,
     region: str | None,
-    spent: float = 0.0,
+    others: Others = ALONE,
 ) -> Plan:
     """The plan of a command.
 
@@ -83,7 +109,7 @@ def make_plan(
         prices: of a region.
         calibration: of a core.
         region: where it would run; None: where the prices hold.
-        spent: dollars of `budget.usd` that other jobs take.
+        others: that `budget.usd` has to last for.
     """
     many = entry is Entry.tune and config.search.backend is SearchBackend.tuning_job
     name, instances = config.launcher.instance_type, config.trainer.num_nodes
@@ -93,7 +119,7 @@ def make_plan(
     jobs = trials if many else 1
     parallel = min(config.launcher.max_parallel, jobs)
     price = prices.of(name, region)
-    return Plan(
+    plan = Plan(
         entry,
         jobs,
         parallel,
@@ -101,9 +127,10 @@ def make_plan(
         instances,
         seconds.times(1 / 60),
         price,
-        limits_of(config, price, parallel, spent),
+        Limits(_longest_seconds(config)),
         tuple(_assumptions(config, prices, calibration, region)),
     )
+    return replace(plan, limits=limits_of(plan, config, others))
 
 
 def job_seconds(config: Config, trials: int, calibration: Calibration, machine: Machine) -> Span:
@@ -131,13 +158,25 @@ def photo_count(config: Config) -> tuple[int, str]:
     return DOGS, f"{DOGS:,} photos, as the dogs have; data.images=N says how many yours are"
 
 
-def limits_of(config: Config, usd_per_hour: float | None, parallel: int, spent: float = 0.0) -> Limits:
-    """When jobs are ended: `launcher.max_hours`, or what is left of `budget.usd` pays for where that is less."""
-    hours = math.floor(config.launcher.max_hours * 3600) or 1
-    if config.budget.usd is None or usd_per_hour is None:
+def limits_of(plan: Plan, config: Config, others: Others = ALONE) -> Limits:
+    """When jobs are ended: `launcher.max_hours`, or what `budget.usd` pays for where that is less.
+
+    Of what is left of the budget, a job of a sweep may take an equal share, or what it is planned to cost at most
+    where that is more: however long the jobs run, all of them together stay within the budget.
+    """
+    hours = _longest_seconds(config)
+    if config.budget.usd is None or plan.usd is None or plan.usd_per_hour is None:
         return Limits(hours)
-    paid = seconds_for(config.budget.usd - spent, usd_per_hour * config.trainer.num_nodes)
-    return Limits(min(hours, paid), max(paid // parallel, 1))
+    left = config.budget.usd - others.usd
+    share = left / others.to_come if others.to_come else 0.0
+    allowed = min(left, max(share, plan.usd.high))
+    paid = seconds_for(allowed, plan.usd_per_hour * plan.instances)
+    return Limits(min(hours, paid), max(paid // plan.parallel, 1))
+
+
+def _longest_seconds(config: Config) -> int:
+    """`launcher.max_hours`."""
+    return math.floor(config.launcher.max_hours * 3600) or 1
 
 
 def check_budget(plan: Plan, config: Config, spent: float = 0.0) -> None:
@@ -146,7 +185,7 @@ def check_budget(plan: Plan, config: Config, spent: float = 0.0) -> None:
     Args:
         plan: of this command.
         config: with the budget.
-        spent: what jobs before it, and the other jobs of its sweep, cost or are planned to cost.
+        spent: what jobs before it, and the other jobs of its sweep, cost or may cost.
 
     Raises:
         ConfigError: it may, or its price is not known.
@@ -226,7 +265,7 @@ def _cost(plan: Plan, prices: Prices, region: str | None) -> str:
 
 def _end(plan: Plan, config: Config) -> str:
     hours = plan.limits.seconds / 3600
-    key = "budget.usd" if plan.limits.seconds < math.floor(config.launcher.max_hours * 3600) else "launcher.max_hours"
+    key = "budget.usd" if plan.limits.seconds < _longest_seconds(config) else "launcher.max_hours"
     cost = "" if plan.usd_per_hour is None else f", ${hours * plan.instances * plan.usd_per_hour:.2f}"
     each = "each job " if plan.jobs > 1 else ""
     return f"{each}after {hours:.2g} h{cost} ({key})"

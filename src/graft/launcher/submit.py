@@ -192,6 +192,7 @@ def _ticket(submission: Submission, account: Account, name: str, checkpoints: st
         usd_per_hour=plan.usd_per_hour,
         planned_minutes=(plan.minutes.low, plan.minutes.high),
         planned_usd=(plan.usd.low, plan.usd.high) if plan.usd else None,
+        limit_usd=plan.most_usd,
         image=account.image,
         followed=submission.config.launcher.wait,
     )

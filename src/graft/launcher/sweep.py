@@ -10,6 +10,7 @@ from pathlib import Path
 from graft.artifacts import read_state
 from graft.errors import CloudError
 from graft.launcher.follow import ask_patiently, ended, spent
+from graft.launcher.plan import Others
 from graft.launcher.presence import confirmed
 from graft.launcher.status import Status
 from graft.launcher.ticket import Ticket, read_ticket
@@ -39,9 +40,17 @@ def confirmed_members(sweep_dir: Path) -> Members:
         raise CloudError(f"{error}; {going_on(submitted(sweep_dir), sweep_dir)}") from error
 
 
-def planned_by_others(member: Path) -> float:
-    """Dollars that the other jobs of a sweep cost, or are planned to cost at most."""
-    return sum(ticket.most_usd for run, ticket in members(member.parent).items() if run != member)
+def others_of(member: Path, size: int | None) -> Others:
+    """The jobs of a sweep beside that of one of its runs.
+
+    Args:
+        member: the directory of that run.
+        size: how many runs the sweep has; None where that is not known.
+    """
+    others = {run: ticket for run, ticket in members(member.parent).items() if run != member}
+    # One that failed or was stopped may be submitted again.
+    settled = sum(ticket.state not in ("Failed", "Stopped") for ticket in others.values())
+    return Others(sum(ticket.most_usd for ticket in others.values()), max(size - settled, 1) if size else None)
 
 
 def wait_for_turn(member: Path, most: int, *, pause: Callable[[float], None] = time.sleep) -> None:

@@ -30,6 +30,7 @@ class Ticket:
         usd_per_hour: of one of them; None where the price is not known.
         planned_minutes: from and to; None where nothing was planned.
         planned_usd: likewise.
+        limit_usd: what it costs where its limits end it; None where the price is not known.
         state: submitting, submitted, then Completed, Failed or Stopped, and fetched.
         reason: why it failed or stopped; empty otherwise.
         billed_seconds: of all machines together, once it has ended.
@@ -50,6 +51,7 @@ class Ticket:
     usd_per_hour: float | None = None
     planned_minutes: tuple[float, float] | None = None
     planned_usd: tuple[float, float] | None = None
+    limit_usd: float | None = None
     state: str = "submitting"
     reason: str = ""
     billed_seconds: int | None = None
@@ -70,9 +72,11 @@ class Ticket:
 
     @property
     def most_usd(self) -> float:
-        """Dollars that it and the jobs before it cost: billed, or planned at most."""
-        own = self.actual_usd if self.actual_usd is not None else (self.planned_usd or (0.0, 0.0))[1]
-        return self.spent_usd + own
+        """Dollars that it and the jobs before it cost: billed, or at most while it goes on."""
+        planned = (self.planned_usd or (0.0, 0.0))[1]
+        if self.actual_usd is not None:
+            return self.spent_usd + self.actual_usd
+        return self.spent_usd + (planned if self.has_ended or self.limit_usd is None else self.limit_usd)
 
     def usd(self, seconds: float) -> float | None:
         """What so many seconds of one machine cost."""
