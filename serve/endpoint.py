@@ -34,6 +34,7 @@ from serve.endpoint_requests import (
     parts_of,
 )
 from serve.endpoint_resources import check_absent, deployment_of, describe
+from serve.engines import offered
 
 
 def deploy(argv: Sequence[str]) -> None:
@@ -61,7 +62,7 @@ def deploy(argv: Sequence[str]) -> None:
     for line in lines:
         say(line)
     with opened(archive) as bundle:
-        deployment = _deployment(arguments, plan, bundle)
+        deployment = _deployment(arguments, plan, archive, bundle)
         check_bucket(deployment.account)
         difference = make_endpoint(deployment, archive, bundle)
     print(_deployed(deployment, plan, difference))
@@ -105,16 +106,14 @@ def _require(config: Config) -> None:
 
 
 def _archive_of(arguments: EndpointArguments) -> Path:
-    """bundle=FILE, or what is packed of run_dir=PATH."""
+    """bundle=FILE, or what is or was packed of run_dir=PATH."""
     places = arguments.other.places
     if ("run_dir" in places) == ("bundle" in places):
         raise ConfigError("give run_dir=PATH, whose model is packed, or bundle=PATH of a model.tar.gz, one of the two")
     if "run_dir" in places:
-        from serve.packing import pack
+        from serve.packing import archive_of_run
 
-        archive = places["run_dir"] / "model.tar.gz"
-        pack([f"run_dir={places['run_dir']}", f"serve.precision={arguments.config.serve.precision.value}"])
-        return archive
+        return archive_of_run(places["run_dir"], arguments.config.serve)
     archive = places["bundle"]
     if not archive.is_file():
         raise ConfigError(
@@ -123,11 +122,12 @@ def _archive_of(arguments: EndpointArguments) -> Path:
     return archive
 
 
-def _deployment(arguments: EndpointArguments, plan: EndpointPlan, bundle: Path) -> Deployment:
+def _deployment(arguments: EndpointArguments, plan: EndpointPlan, archive: Path, bundle: Path) -> Deployment:
     config = arguments.config
     packed = read_manifest(bundle).export
     if packed is None:
-        raise ConfigError(f"bundle={bundle} was not packed; accepted is what `python -m serve pack` wrote")
+        raise ConfigError(f"bundle={archive} was not packed; accepted is what `python -m serve pack` wrote")
+    offered(archive, packed.precision, config.serve.precision.value)  # the container would not come up
     now = datetime.now(UTC)
     number = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     account = account_of(config, find_serving_image(config, arguments.region))

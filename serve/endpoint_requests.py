@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from graft.config import ServeConfig
+from graft.config import Engine, ServeConfig
 from graft.errors import ConfigError
 from graft.launcher.account import Account
 from graft.launcher.policy import TTL_ROLE
@@ -159,11 +159,16 @@ def changed_keys(serve: ServeConfig) -> list[str]:
 
 
 def check_container(serve: ServeConfig) -> None:
-    """Refuse what the container would not heed.
+    """Refuse what the container would not heed, or not come up with.
 
     Raises:
-        ConfigError: a key that AWS's container does not know was changed.
+        ConfigError: a key that AWS's container does not know was changed, or an engine that packed models do not have.
     """
+    if serve.engine is Engine.torch:
+        raise ConfigError(
+            "serve.engine=torch: an endpoint is given a packed model, which serves openvino; accepted is auto or "
+            "openvino"
+        )
     if serve.image is not None and AWS_IMAGE not in serve.image:
         return
     for key in changed_keys(serve):

@@ -69,11 +69,20 @@ def load_engine(
             f"{path} holds no exported network, which serve.engine=openvino needs; "
             "`python -m serve pack run_dir=PATH` exports one, or give serve.engine=torch"
         )
-    return OpenVinoEngine(path / EXPORTED_NETWORK, _offered(path, exported, precision), threads, streams)
+    return OpenVinoEngine(path / EXPORTED_NETWORK, offered(path, exported, precision), threads, streams)
 
 
-def _offered(path: Path, exported: str, precision: str) -> str:
-    """The precision to compute in; auto where the processor has yet to say."""
+def offered(path: Path, exported: str, precision: str) -> str:
+    """The precision to compute in; auto where the processor has yet to say.
+
+    Args:
+        path: of the model, for the error.
+        exported: the precision that it was exported in, fp32 or int8.
+        precision: that is asked for.
+
+    Raises:
+        ConfigError: the network does not offer it.
+    """
     accepted = ("auto", "int8") if exported == "int8" else ("auto", "fp32", "bf16")
     if precision not in accepted:
         raise ConfigError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graft.artifacts import Manifest
+from graft.artifacts import Manifest, read_manifest
 from graft.config import ServeConfig, ServingPrecision
 from graft.errors import ConfigError, RunError
-from graft.terminal import progress_bar
-from serve.archive import write_archive
+from graft.terminal import progress_bar, say
+from serve.archive import code_files, opened, write_archive
 from serve.arguments import read_arguments
 from serve.model import ServedModel
 
@@ -21,22 +22,81 @@ if TYPE_CHECKING:
 
     from graft.quantise import Quantised
 
+ARCHIVE = "model.tar.gz"  # of a run, in its directory
+
 
 def pack(argv: Sequence[str]) -> None:
-    """Export, check and archive the model of a run; says where it lies."""
+    """Export, check and archive the model of the run that the command line names."""
     arguments = read_arguments(argv, places=("run_dir", "output"))
     if "run_dir" not in arguments.places:
         raise ConfigError("run_dir is not set: the run whose model is packed; give run_dir=PATH")
     run_dir = arguments.places["run_dir"]
-    archive = arguments.places.get("output", run_dir / "model.tar.gz")
+    archive = arguments.places.get("output", run_dir / ARCHIVE)
+    pack_run(run_dir, archive, arguments.config)
+    print(f"next: python -m serve predict PHOTO bundle={archive}")
+
+
+def archive_of_run(run_dir: Path, config: ServeConfig) -> Path:
+    """model.tar.gz of a run: as it was packed before where that is what is asked for, else packed now.
+
+    Raises:
+        RunError: there is no bundle, or it cannot be packed so.
+    """
+    archive = run_dir / ARCHIVE
+    reason = _why_not_kept(archive, run_dir / "bundle", config) if archive.exists() else ""
+    if archive.exists() and not reason:
+        say(f"{archive} was packed from this run before; it is taken as it is")
+        return archive
+    if reason:
+        say(f"{archive} is replaced: {reason}")
+    pack_run(run_dir, archive, config)
+    return archive
+
+
+def _why_not_kept(archive: Path, bundle: Path, config: ServeConfig) -> str:
+    """What an archive is otherwise than packing the bundle would make it; empty where it serves."""
+    try:
+        with opened(archive) as folder:
+            manifest, code = read_manifest(folder), code_files()
+            is_current = all((folder / name).is_file() and (folder / name).read_bytes() == code[name] for name in code)
+    except RunError as error:
+        return str(error)
+    packed, asked = manifest.export, config.precision
+    if packed is None or replace(manifest, export=None) != read_manifest(bundle):
+        return "it holds another model than the run"
+    if not is_current:
+        return "another release packed it"
+    if asked is not ServingPrecision.auto and (packed.precision == "int8") != (asked is ServingPrecision.int8):
+        return f"it was packed in {packed.precision}, and serve.precision={asked.value} is asked for"
+    return _other_int8(packed.figures, config) if packed.precision == "int8" else ""
+
+
+def _other_int8(figures: dict[str, float], config: ServeConfig) -> str:
+    """What was quantised otherwise than is asked for; empty where it serves."""
+    if figures["points_lost"] > config.int8_margin:
+        return (
+            f"int8 lost {figures['points_lost']:.2f} points, and serve.int8_margin={config.int8_margin:g} is asked for"
+        )
+    if config.int8_photos not in (ServeConfig().int8_photos, figures["calibration_photos"]):
+        photos = f"{figures['calibration_photos']:.0f} photos"
+        return f"int8 was calibrated on {photos}, and serve.int8_photos={config.int8_photos} is asked for"
+    return ""
+
+
+def pack_run(run_dir: Path, archive: Path, config: ServeConfig) -> None:
+    """Export, check and archive the model of a run; says where it lies.
+
+    Raises:
+        RunError: there is no bundle, or it cannot be packed so.
+    """
     if not (run_dir / "bundle" / "manifest.json").exists():
         raise RunError(f"run_dir={run_dir} has no bundle; accepted is the directory of a finished run")
     from graft.export import export
 
-    int8 = arguments.config.precision is ServingPrecision.int8
+    int8 = config.precision is ServingPrecision.int8
     with tempfile.TemporaryDirectory(prefix="graft-pack-") as temporary:
         folder = Path(temporary) / "model"
-        export(run_dir / "bundle", folder, partial(_quantised, arguments.config) if int8 else None)
+        export(run_dir / "bundle", folder, partial(_quantised, config) if int8 else None)
         model = ServedModel.load(folder, engine="openvino", precision="int8" if int8 else "fp32")
         difference = model.check_parity()
         write_archive(folder, archive)
@@ -47,7 +107,6 @@ def pack(argv: Sequence[str]) -> None:
         from graft.quantise import in_words
 
         print(f"int8 loses {in_words(figures)}")
-    print(f"next: python -m serve predict PHOTO bundle={archive}")
 
 
 def _quantised(config: ServeConfig, model: ov.Model, manifest: Manifest) -> Quantised:

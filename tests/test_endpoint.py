@@ -107,6 +107,19 @@ def tampered(archive: Path, target: Path) -> Path:
     return target
 
 
+def test_a_precision_that_the_archive_does_not_offer_is_refused_before_anything_is_sent(
+    aws: LocalAws, packed_run: Path
+) -> None:
+    archive = packed_run / "model.tar.gz"
+    with pytest.raises(ConfigError) as caught:
+        deploy(["endpoint=dogs", f"bundle={archive}", "serve.precision=int8", *ACCOUNT_KEYS])
+    assert str(caught.value) == (
+        f"serve.precision=int8: {archive} was exported in fp32, which serves auto or fp32 or bf16; "
+        "`python -m serve pack run_dir=PATH serve.precision=int8` exports another one"
+    )
+    assert leftovers(aws) == []
+
+
 @pytest.mark.slow
 def test_an_endpoint_that_fails_to_start_is_rolled_back(
     aws: LocalAws, packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -171,6 +171,11 @@ def test_what_awss_container_does_not_heed_is_refused(image: tuple[str, ...]) ->
         "serve.mode=throughput: AWS's container does not heed it; accepted is the default, latency, or serve.image=URI "
         "of the image that serve/Dockerfile makes"
     )
+    with pytest.raises(ConfigError) as caught:
+        deploy(["endpoint=dogs", "serve.plan=true", "serve.engine=torch", *image])
+    assert str(caught.value) == (
+        "serve.engine=torch: an endpoint is given a packed model, which serves openvino; accepted is auto or openvino"
+    )
     check_container(configured("serve.engine=openvino", "serve.threads=2", *image).serve)
     check_container(configured("serve.mode=throughput", "serve.image=mine:1").serve)
 

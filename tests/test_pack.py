@@ -10,19 +10,25 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graft.artifacts import read_manifest, read_parity
+from graft.artifacts import read_manifest, read_parity, write_manifest
+from graft.config import ServeConfig
 from graft.errors import ConfigError, RunError
 from graft.images import render
+from serve import packing
 from serve.archive import opened, unpack, write_archive
+from serve.arguments import read_arguments
 from serve.engines import load_engine
 from serve.model import ServedModel, check_parity, softmax
+from serve.packing import archive_of_run
 
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "hydra", "omegaconf", "boto3", "botocore", "optuna")
 # What SageMaker's toolkit does, in a process that sees the archive's code alone.
@@ -168,6 +174,77 @@ def test_the_archive_alone_answers_a_photo_and_loads_nothing_heavy(unpacked: Pat
     assert {row["label"] for row in said["predictions"]} == {"class_0", "class_1", "class_2"}
     assert refusal.startswith('400 {"error": {"status": 400')
     assert not [name for name in HEAVY if name in modules.split()]
+
+
+def with_export(archive: Path, **changes: Any) -> None:
+    """Have the archive of a run say something else of its network."""
+    with opened(archive) as folder:
+        manifest = read_manifest(folder)
+        assert manifest.export is not None
+        write_manifest(folder, replace(manifest, export=replace(manifest.export, **changes)))
+        write_archive(folder, archive)
+
+
+INT8 = {"precision": "int8", "figures": {"points_lost": 0.4, "calibration_photos": 48.0}}
+TAKEN = "was packed from this run before; it is taken as it is"
+
+
+@pytest.mark.parametrize(
+    ("packed", "keys", "said"),
+    [
+        ({}, (), TAKEN),
+        ({}, ("precision=bf16",), TAKEN),
+        ({}, ("precision=int8",), "is replaced: it was packed in fp32, and serve.precision=int8 is asked for"),
+        (INT8, ("precision=fp32",), "is replaced: it was packed in int8, and serve.precision=fp32 is asked for"),
+        (INT8, (), TAKEN),
+        (INT8, ("int8_photos=48",), TAKEN),
+        (
+            INT8,
+            ("int8_photos=40",),
+            "is replaced: int8 was calibrated on 48 photos, and serve.int8_photos=40 is asked for",
+        ),
+        (INT8, ("int8_margin=0.1",), "is replaced: int8 lost 0.40 points, and serve.int8_margin=0.1 is asked for"),
+    ],
+)
+def test_what_was_packed_before_is_taken_where_it_is_what_is_asked_for(
+    packed_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    packed: dict[str, Any],
+    keys: tuple[str, ...],
+    said: str,
+) -> None:
+    archive = tmp_path / "model.tar.gz"
+    shutil.copytree(packed_run / "bundle", tmp_path / "bundle")
+    shutil.copy(packed_run / "model.tar.gz", archive)
+    with_export(archive, **packed)
+    anew: list[ServeConfig] = []
+    monkeypatch.setattr(packing, "pack_run", lambda run_dir, archive, config: anew.append(config))
+    config = read_arguments([f"serve.{key}" for key in keys], places=()).config
+    assert archive_of_run(tmp_path, config) == archive
+    assert capsys.readouterr().err == f"{archive} {said}\n"
+    assert anew == ([] if said == TAKEN else [config])  # all keys of packing are passed on
+
+
+def test_what_was_packed_of_another_model_or_release_or_is_damaged_is_replaced(
+    packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "model.tar.gz"
+    shutil.copytree(packed_run / "bundle", tmp_path / "bundle")
+    monkeypatch.setattr(packing, "pack_run", lambda run_dir, archive, config: None)
+    shutil.copy(packed_run / "model.tar.gz", archive)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "code_files", lambda: {"code/inference.py": b"of another release"})
+        archive_of_run(tmp_path, ServeConfig())
+    write_manifest(tmp_path / "bundle", replace(read_manifest(tmp_path / "bundle"), model_id="another"))
+    archive_of_run(tmp_path, ServeConfig())
+    archive.write_bytes(b"no archive")
+    archive_of_run(tmp_path, ServeConfig())
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{archive} is replaced: another release packed it"
+    assert said[1] == f"{archive} is replaced: it holds another model than the run"
+    assert said[2].startswith(f"{archive} is replaced: {archive} cannot be unpacked (")
 
 
 def test_a_network_that_was_exchanged_is_refused(unpacked: Path) -> None:
