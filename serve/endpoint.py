@@ -15,11 +15,12 @@ from graft.launcher.account import account_of, found_region, missing
 from graft.launcher.policy import TTL_ROLE
 from graft.launcher.prices import read_prices
 from graft.launcher.submit import check_bucket
+from graft.signals import exit_when_told
 from graft.storage import local_path
 from graft.terminal import say
 from serve.archive import opened
 from serve.endpoint_arguments import EndpointArguments, read_endpoint_arguments
-from serve.endpoint_creation import exit_on_sigterm, log_group, make_endpoint
+from serve.endpoint_creation import log_group, make_endpoint
 from serve.endpoint_image import find_serving_image
 from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
 from serve.endpoint_removal import remove_all, what_remains
@@ -74,11 +75,11 @@ def delete(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: something of this name was not made by a deployment; nothing is removed then.
         CloudError: something could not be removed; the message says what, and whether it is billed.
-        KeyboardInterrupt, SystemExit: it was stopped by Ctrl-C, SIGTERM; what remains has been said.
+        KeyboardInterrupt, SystemExit: it was stopped by Ctrl-C, SIGTERM or SIGHUP; what remains has been said.
     """
     arguments = read_endpoint_arguments(argv)
     name, region = arguments.endpoint, arguments.region
-    with exit_on_sigterm():
+    with exit_when_told():
         found = _looked_up(name, region)
         _remove(found, name, region)
     if not found:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from graft.errors import CloudError, ConfigError, GraftError
 from graft.launcher.calls import is_passing
 from graft.launcher.packing import file_md5
 from graft.launcher.validation import check_request
 from graft.s3 import S3Store
+from graft.signals import exit_when_told
 from graft.terminal import say, status_line
 from serve.endpoint_parity import check_endpoint
 from serve.endpoint_removal import remove_all, what_remains
@@ -37,24 +35,10 @@ def make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:
 
     Raises:
         GraftError: why it failed, and what remains.
-        KeyboardInterrupt, SystemExit: it was stopped by Ctrl-C, SIGTERM; what remains has been said.
+        KeyboardInterrupt, SystemExit: it was stopped by Ctrl-C, SIGTERM or SIGHUP; what remains has been said.
     """
-    with exit_on_sigterm():
+    with exit_when_told():
         return _make_endpoint(deployment, archive, bundle)
-
-
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM, which else ends Python at once, raises SystemExit with the code that a shell has for it."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:

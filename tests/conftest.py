@@ -19,8 +19,9 @@ TOOLKIT = Path(os.environ.get("VENV_TOOLKIT", ".venv-toolkit")).absolute() / "bi
 
 
 def pytest_configure() -> None:
-    """Heed Ctrl-C, also where a shell that started the tests in the background has it ignored: some tests send it."""
+    """Heed Ctrl-C and SIGHUP, also where a shell, or nohup, has them ignored: some tests send them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -310,6 +312,36 @@ def test_ctrl_c_without_a_terminal_only_stops_watching(
     with pytest.raises(KeyboardInterrupt):
         run_in_cloud(Work(in_cloud(tmp_path)))
     assert f"{NAME} goes on and is billed; watch it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_watching_leaves_no_job_unmentioned(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], signum: signal.Signals, code: int
+) -> None:
+    def told() -> Answer:
+        os.kill(os.getpid(), signum)
+        return training("InProgress")
+
+    script.answer("DescribeTrainingJob", told)
+    with pytest.raises(SystemExit) as ended:
+        run_in_cloud(Work(in_cloud(tmp_path)))
+    assert ended.value.code == code
+    assert f"{NAME} goes on and is billed; watch it" in capsys.readouterr().err
+    assert signal.getsignal(signum) == signal.SIG_DFL
+
+
+def test_a_signal_while_a_job_is_created_mentions_it(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> Answer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return BROKEN
+
+    calls.client.cache_clear()
+    script.answer("CreateTrainingJob", told)
+    with pytest.raises(SystemExit):
+        run_in_cloud(Work(in_cloud(tmp_path)))
+    assert f"interrupted while the job was created; if it was, {NAME} goes on and is billed" in capsys.readouterr().err
 
 
 class Terminal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -13,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graft.callbacks import TERMINATED
 from graft.errors import CloudError, ConfigError
 from graft.launcher import calls
 from serve import endpoint_creation as creation
@@ -155,14 +156,34 @@ def test_ctrl_c_rolls_back(
     assert leftovers(aws) == []
 
 
-def test_sigterm_rolls_back(aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    disturb("sagemaker", "CreateEndpoint", lambda number, request: os.kill(os.getpid(), signal.SIGTERM))
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_rolls_back(
+    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str], signum: signal.Signals, code: int
+) -> None:
+    disturb("sagemaker", "CreateEndpoint", lambda number, request: os.kill(os.getpid(), signum))
     with pytest.raises(SystemExit) as ended:
         deploy_dogs(packed_run)
-    assert ended.value.code == TERMINATED
+    assert ended.value.code == code
     assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
     assert leftovers(aws) == []
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signum) == signal.SIG_DFL
+
+
+def test_a_terminal_that_is_gone_does_not_keep_the_rollback(
+    aws: LocalAws, packed_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def hang_up(number: int, request: Any) -> None:
+        monkeypatch.setattr("sys.stderr", Gone())
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    disturb("sagemaker", "CreateEndpoint", hang_up)
+    with pytest.raises(SystemExit):
+        deploy_dogs(packed_run)
+    assert leftovers(aws) == []
 
 
 def test_a_fault_of_the_program_rolls_back(

@@ -34,6 +34,7 @@ LAYERS = {
         "novelty",
         "doubts",
         "budget",
+        "signals",
     },
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
     2: {"data", "features", "classifier", "evaluate", "metrics", "debugger", "profiler"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,15 @@ def test_ctrl_c_while_pausing_names_all_that_goes_on(
     states(script, training("InProgress"))
     with pytest.raises(KeyboardInterrupt):
         follow_sweep(tmp_path, lambda ticket, run: None, pause=interrupt)
+    assert capsys.readouterr().err.endswith(going_on(tmp_path, "one, two"))
+
+
+def test_a_signal_names_all_that_goes_on(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted(tmp_path, "one", "two")
+    states(script, training("InProgress"))
+    with pytest.raises(SystemExit) as ended:
+        follow_sweep(tmp_path, lambda ticket, run: None, pause=lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended.value.code == 143
     assert capsys.readouterr().err.endswith(going_on(tmp_path, "one, two"))
 
 

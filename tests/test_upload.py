@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ import pytest
 from graft.data.__main__ import main
 from graft.data.upload import UploadReport, upload
 from graft.errors import DataError
+from graft.s3 import S3Store
+from graft.signals import exit_when_told
 from tests.breeds import BREEDS
 from tests.pictures import encode
 from tests.s3server import Faults, FaultyProxy, client, faulty_proxy, new_bucket, running_server, use_server
@@ -271,3 +274,24 @@ def test_md5_of_an_upload_is_noted(server: str, proxy: FaultyProxy, photos: Path
     upload(photos, TARGET)
     noted = client(server).head_object(Bucket=BUCKET, Key="set/train/a/0.jpg")["Metadata"]
     assert noted == {"md5": hashlib.md5(b"train/a/0.jpg").hexdigest()}
+
+
+def test_a_signal_amid_an_upload_leaves_nothing_on_its_way(server: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(bytes(40 * 2**20))  # five parts
+    store = S3Store(f"s3://{BUCKET}")
+    told = threading.Event()
+
+    def tell(**_: object) -> None:
+        if not told.is_set():
+            told.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # the others are on their way meanwhile
+
+    store._connection.client.meta.events.register("before-send.s3.UploadPart", tell)
+    with exit_when_told(), pytest.raises(SystemExit):
+        store.put("large", large, "md5")
+    store.delete("large")  # what a rollback does
+    store._connection.transfers.shutdown()  # waits for whatever goes on
+    assert store.present().names == []
+    assert "Uploads" not in client(server).list_multipart_uploads(Bucket=BUCKET)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,8 @@ def say(message: str) -> None:
     Of the processes that torchrun started, the first one speaks.
     """
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        with suppress(OSError):  # nobody reads it any more: what is to be rolled back still has to be
+            print(message, file=sys.stderr)
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def plain_errors(run_dir: Path | str | None = None, *, in_sweep: bool = False) -
         say(_resumable(run_dir))
         sys.exit(130)
     except SystemExit as stop:
-        if stop.code in (130, 143):
+        if stop.code in (129, 130, 143):  # SIGHUP, Ctrl-C, SIGTERM
             say(_resumable(run_dir))
         raise
 

@@ -26,6 +26,7 @@ from graft.launcher.submit import Submission, submit
 from graft.launcher.sweep import going_on, others_of, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from graft.launcher.trials import TunedTrial, best_trial, read_trials
+from graft.signals import exit_when_told
 from graft.storage import local_path, write_text
 from graft.terminal import run_table, say
 
@@ -228,8 +229,9 @@ def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ti
     write_text(run_dir / "config.yaml", to_yaml(work.config))
     submission = Submission(work.config, work.entry, work.overrides, plan, spreads)
     try:
-        return submit(submission, run_dir, earlier)
-    except KeyboardInterrupt:
+        with exit_when_told():
+            return submit(submission, run_dir, earlier)
+    except (KeyboardInterrupt, SystemExit):
         ticket = read_ticket(run_dir)
         if ticket and not ticket.has_ended:
             say(f"\ninterrupted while the job was created; if it was, {how_to_follow(ticket, run_dir)}")

@@ -13,6 +13,7 @@ from graft.launcher.calls import client, explained, is_passing
 from graft.launcher.logs import GROUP, JobLog
 from graft.launcher.status import Status, ask
 from graft.launcher.ticket import Ticket, write_ticket
+from graft.signals import exit_when_told
 from graft.terminal import say, status_line
 
 _LONGEST_PAUSE_S = 10.0
@@ -28,7 +29,7 @@ def how_to_follow(ticket: Ticket, run_dir: Path) -> str:
 
 
 def follow(ticket: Ticket, run_dir: Path, *, pause: Callable[[float], None] = time.sleep) -> Ticket:
-    """Show a job until it has ended; Ctrl-C asks whether to stop it.
+    """Show a job until it has ended; Ctrl-C asks whether to stop it, SIGTERM and SIGHUP end the watching.
 
     Args:
         ticket: of the job.
@@ -40,17 +41,14 @@ def follow(ticket: Ticket, run_dir: Path, *, pause: Callable[[float], None] = ti
 
     Raises:
         CloudError: AWS has not answered for ten minutes, or denies.
-        KeyboardInterrupt: a person only wants to stop watching.
+        KeyboardInterrupt, SystemExit: the watching ends, and the person has been told that the job goes on.
     """
-    log = JobLog(ticket.name, ticket.region) if ticket.kind == "training" else None
-    while True:
-        try:
-            status = _watch(ticket, run_dir, log, pause)
-            break
-        except KeyboardInterrupt:
-            if not _wants_to_go_on(ticket, run_dir):
-                raise
-    return ended(ticket, status, run_dir)
+    try:
+        with exit_when_told():
+            return ended(ticket, _watched(ticket, run_dir, pause), run_dir)
+    except SystemExit:
+        say(how_to_follow(ticket, run_dir))
+        raise
 
 
 def ended(ticket: Ticket, status: Status, run_dir: Path) -> Ticket:
@@ -107,6 +105,17 @@ def spent(ticket: Ticket, seconds: float) -> str:
     """What so many seconds of one machine cost, in words."""
     usd = ticket.usd(seconds)
     return "at an unknown price" if usd is None else f"${usd:.2f}"
+
+
+def _watched(ticket: Ticket, run_dir: Path, pause: Callable[[float], None]) -> Status:
+    """The state in which the job ended; Ctrl-C asks."""
+    log = JobLog(ticket.name, ticket.region) if ticket.kind == "training" else None
+    while True:
+        try:
+            return _watch(ticket, run_dir, log, pause)
+        except KeyboardInterrupt:
+            if not _wants_to_go_on(ticket, run_dir):
+                raise
 
 
 def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Callable[[float], None]) -> Status:

@@ -14,6 +14,7 @@ from graft.launcher.plan import Others
 from graft.launcher.presence import confirmed
 from graft.launcher.status import Status
 from graft.launcher.ticket import Ticket, read_ticket
+from graft.signals import exit_when_told
 from graft.terminal import say
 
 _PAUSE_S = 5.0
@@ -94,10 +95,11 @@ def follow_sweep(
 
 @contextmanager
 def _interrupted_in_words(sweep_dir: Path) -> Iterator[None]:
-    """Ctrl-C, whenever it comes, names the jobs that go on."""
+    """Ctrl-C, SIGTERM or SIGHUP, whenever it comes, names the jobs that go on."""
     try:
-        yield
-    except KeyboardInterrupt:
+        with exit_when_told():
+            yield
+    except (KeyboardInterrupt, SystemExit):
         if active := submitted(sweep_dir):
             say(going_on(active, sweep_dir))
         raise

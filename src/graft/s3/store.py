@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,10 @@ class S3Store:
         source = io.BytesIO(content) if isinstance(content, bytes) else str(content)
         try:
             with explained(self.place.url(name)):
-                self._connection.transfers.upload(
+                upload = self._connection.transfers.upload(
                     source, self.place.bucket, self.place.prefix + name, extra_args={"Metadata": {"md5": md5}}
-                ).result()
+                )
+                _wait_or_cancel(upload)
         except DataError as error:
             if (len(content) if isinstance(content, bytes) else content.stat().st_size) < PART_BYTES:
                 raise
@@ -184,6 +185,20 @@ class S3Store:
             subscribers = [_subscriber_class()(version, None)] if version else []
             self._connection.transfers.download(self.place.bucket, key, buffer, subscribers=subscribers).result()
         return buffer.getvalue()
+
+
+def _wait_or_cancel(upload: Any) -> None:
+    """Wait for an upload. Where something else ends the waiting, nothing of it is on its way any more after that.
+
+    Boto3 cancels an upload at KeyboardInterrupt alone, and waits for none: its threads would go on to the end.
+    """
+    try:
+        upload.result()
+    except BaseException:
+        upload.cancel()
+        with suppress(Exception):  # that it was cancelled; what it failed with is raised below
+            upload.result()
+        raise
 
 
 def fetch_file(location: str, directory: Path, progress: ProgressBar | None = None) -> Path:
