@@ -10,7 +10,7 @@ from graft.intervals import student
 from graft.plateau import plateau
 from graft.search.advice import best_number, epoch_advice, gain, skew
 from graft.search.importance import Importance
-from graft.search.pruning import divergence, hopeless, rungs
+from graft.search.pruning import hopeless, rungs
 from graft.search.summary import epochs_in_words, gain_in_words, importance_in_words, skew_in_words
 
 # --- gain ------------------------------------------------------------------------------------------------------------
@@ -68,22 +68,22 @@ def test_the_plateau_of_nothing() -> None:
 
 def test_the_advice_on_epochs_takes_its_noise_from_seeds() -> None:
     # sd of 0.39, 0.40, 0.41 is 0.01, so that the noise is 0.02 and step 30 is within 0.42
-    found = epoch_advice(CURVE, [CURVE, ((10, 2.0), (20, 1.0))], [0.39, 0.40, 0.41])
+    found = epoch_advice(CURVE, [CURVE, ((10, 2.0), (20, 1.0))], [64, 256], [0.39, 0.40, 0.41])
     assert found is not None
     assert found.noise == pytest.approx(0.02)
     assert (found.step, found.last, found.from_seeds) == (30, 50, True)
-    # 20 of 50 steps of the one, none of 20 of the other
-    assert found.wasted == pytest.approx(20 / 70)
+    # 20 of 50 steps of the one, at 64 photos each, and none of 20 of the other, at 256
+    assert found.wasted == pytest.approx(20 * 64 / (50 * 64 + 20 * 256))
     assert "gained nothing after step 30 of 50" in epochs_in_words(found)
-    assert "29% of the search's steps" in epochs_in_words(found)
+    assert "15% of what the search trained (in photos)" in epochs_in_words(found)
 
 
 def test_without_seeds_the_noise_is_a_hundredth_of_the_fall() -> None:
-    found = epoch_advice(CURVE, [CURVE], [0.4])
+    found = epoch_advice(CURVE, [CURVE], [32], [0.4])
     assert found is not None
     assert found.noise == pytest.approx(0.006)
     assert (found.from_seeds, found.step) == (False, 40)
-    assert epoch_advice((), [CURVE], []) is None
+    assert epoch_advice((), [CURVE], [32], []) is None
 
 
 def test_skew_is_epsilon_squared() -> None:
@@ -141,11 +141,3 @@ def test_the_median_is_of_the_others_and_needs_four_of_them() -> None:
     assert not hopeless("median", 5, reached | {5: 2.4}, maximize=False)
     assert not hopeless("median", 5, {3: 1.0, 4: 1.0, 5: 9.0}, maximize=False)
     assert hopeless("median", 1, reached, maximize=True)
-
-
-def test_divergence_of_a_run_is_measured_by_the_loss_of_chance() -> None:
-    assert divergence(math.log(120), [20.0, 16.0, 15.0]).startswith("valid/loss stayed above 3 times")
-    assert divergence(math.log(120), [20.0, 16.0, 5.0]) == ""
-    assert divergence(4.0, [math.nan, math.inf]) == "valid/loss was never finite"
-    assert divergence(4.0, [1.0, math.nan]) == "valid/loss is no longer finite"
-    assert divergence(4.0, []) == ""

@@ -28,9 +28,11 @@ from graft.fit import fit
 from graft.images import InputSpec
 from graft.search import heads
 from graft.search.heads import Decision, HeadResult, HeadTrial, Progress, train_heads
-from graft.search.heads_course import Course, Point, divergence
+from graft.search.heads_course import Course
 from graft.search.heads_features import Features
 from graft.search.heads_stack import Stack
+from graft.search.pruning import divergence
+from graft.search.trials import Point
 from graft.stores import LocalStore
 
 WIDTH, CLASSES = 512, 4  # of squeezenet, whose Classifier is the quickest to build
@@ -214,7 +216,8 @@ def test_heads_trained_together_equal_separate_fits_by_lightning() -> None:
         np.testing.assert_allclose(ends, [seen[:2] for seen in watch.seen], atol=1e-5, rtol=0)
         assert ends[0][0] != pytest.approx(ends[-1][0], abs=1e-2)  # it moved
         best = min(watch.seen, key=lambda seen: seen[0])
-        assert result.value == pytest.approx(best[0], abs=1e-5)
+        assert result.best is not None
+        assert result.best.valid_loss == pytest.approx(best[0], abs=1e-5)
         assert result.weights is not None
         for name, weights in best[2].items():
             np.testing.assert_allclose(result.weights[name], weights, atol=1e-5, rtol=0)
@@ -245,7 +248,7 @@ def test_the_value_is_what_the_ordinary_fit_in_fp32_keeps_with_patience(tmp_path
     inputs, labels = VALID.__getitems__([(0, index) for index in range(80)])
     with torch.inference_mode():
         kept_loss = torch.nn.functional.cross_entropy(kept.logits(inputs), labels).item()
-    assert result.value == pytest.approx(kept_loss, abs=1e-4)
+    assert result.best.valid_loss == pytest.approx(kept_loss, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -337,7 +340,7 @@ def test_pruned_heads_leave_at_once_and_change_no_other_by_a_bit(request: pytest
     ]
     assert [pruned[number].curve[-1].step for number in (0, 2)] == [4, 12]
     assert pruned[0].reason == f"stopped at step 4, with valid/loss {pruned[0].curve[-1].valid_loss:.4g}"
-    assert (pruned[0].best, math.isnan(pruned[0].value)) == (None, True)  # no epoch ended
+    assert pruned[0].best is None  # no epoch ended
     assert pruned[2].curve == whole[2].curve[: len(pruned[2].curve)]
     assert all(same(whole[number], pruned[number]) for number in (1, 3, 4, 5, 6, 7))
 

@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError
 
 from graft.command import Spread
+from graft.environment import describe_environment
 from graft.errors import ConfigError, RunError
 from graft.search import study as module
 from graft.search.importance import importances, says_something
@@ -46,6 +51,7 @@ def open_study(
     space: Space = SPACE,
     maximize: bool = False,
     storage: str | None = None,
+    study: str = "graft",
     settings: dict[str, str] | None = None,
 ) -> Study:
     return Study(
@@ -56,7 +62,7 @@ def open_study(
         maximize=maximize,
         journal=directory / "study.journal",
         storage=storage,
-        name="graft",
+        name=study,
         settings=settings or {"seed": "0"},
     )
 
@@ -135,9 +141,19 @@ def test_what_diverged_teaches_tpe_and_what_failed_counts(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("sampler", "trials"), [("tpe", 8), ("tpe", 80), ("random", 8), ("gp", 12), ("grid", 3)])
 def test_a_portion_is_at_least_one_trial(sampler: str, trials: int) -> None:
-    assert all(1 <= portion(sampler, trials, begun) <= 32 for begun in range(trials))
-    assert portion("tpe", 8, 0) == 4
-    assert portion("gp", 30, startup(30)) == 1
+    assert all(1 <= portion(sampler, trials, begun, "cpu") <= 16 for begun in range(trials))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "trials", "on_cpu", "on_gpu"),
+    [("random", 200, 16, 256), ("grid", 9, 16, 256), ("tpe", 8, 4, 4), ("tpe", 80, 16, 16), ("tpe", 400, 16, 80)],
+)
+def test_a_gpu_takes_more_trials_at_a_time(sampler: str, trials: int, on_cpu: int, on_gpu: int) -> None:
+    assert (portion(sampler, trials, 0, "cpu"), portion(sampler, trials, 0, "cuda")) == (on_cpu, on_gpu)
+
+
+def test_gp_is_asked_for_one_at_a_time_after_its_random_start() -> None:
+    assert (portion("gp", 30, 0, "cpu"), portion("gp", 30, startup(30), "cpu")) == (10, 1)
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
@@ -190,6 +206,29 @@ def test_a_storage_that_cannot_be_opened_is_an_error_in_a_sentence(tmp_path: Pat
         open_study(tmp_path, storage=url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://nobody:s3cret@127.0.0.1:1/none",
+        "postgresql+psycopg://nobody@127.0.0.1:1/none?password=s3cret",
+        "no_such_database://nobody:s3cret@host/none",
+        "sqlite://nobody:s3cret@host/none",
+    ],
+)
+def test_a_storage_that_cannot_be_opened_does_not_tell_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_study(tmp_path, storage=url)
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+    assert "nobody" in str(refused.value)
+
+
+def test_no_record_of_a_command_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["tune.py", "data.root=a:b@c", "search.storage=postgresql+psycopg://me:s3cret@host:5432/db", "optim.lr=1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    hidden = [*argv[:2], "search.storage=postgresql+psycopg://me:***@host:5432/db", argv[3]]
+    assert describe_environment()["argv"] == hidden
+
+
 def test_what_a_rung_has_seen_is_shared(tmp_path: Path) -> None:
     ours, theirs = open_study(tmp_path), open_study(tmp_path)
     (mine,), (other,) = ours.claim(1), theirs.claim(1)
@@ -208,7 +247,7 @@ from pathlib import Path
 from tests.test_study import open_study
 from graft.search.trials import Outcome
 directory, storage, trials, seconds = Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3]), float(sys.argv[4])
-study = open_study(directory, storage=storage, trials=trials)
+study = open_study(directory, storage=storage, trials=trials, study=sys.argv[5])
 with study.alive():
     while study.unfinished():
         for trial in study.claim(3):
@@ -219,9 +258,11 @@ with study.alive():
 """
 
 
-def worker(directory: Path, *, storage: str = "", trials: int = 40, seconds: float = 0.02) -> subprocess.Popen[str]:
+def worker(
+    directory: Path, *, storage: str = "", study: str = "graft", trials: int = 40, seconds: float = 0.02
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(directory), storage, str(trials), str(seconds)],
+        [sys.executable, "-c", WORKER, str(directory), storage, str(trials), str(seconds), study],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
         stdout=subprocess.PIPE,
@@ -262,6 +303,25 @@ def test_two_processes_share_a_postgresql_study(tmp_path: Path, postgres: Postgr
     study.close()
 
 
+@pytest.mark.slow
+def test_what_a_killed_process_left_in_postgresql_is_done_by_the_other(tmp_path: Path, postgres: Postgres) -> None:
+    killed = worker(tmp_path / "a", storage=postgres.url, study="killed", trials=30, seconds=0.5)
+    study = open_study(tmp_path, storage=postgres.url, study="killed", trials=30)
+    while len(study.records()) < 4:  # it has told some, and holds the next three
+        time.sleep(0.02)
+    other = worker(tmp_path / "b", storage=postgres.url, study="killed", trials=30, seconds=0.02)
+    while len(study.records()) < 8:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    out, _ = killed.communicate()
+    told = [int(line.split()[0]) for line in out.splitlines() if line.endswith("True")]
+    theirs = told_by(other)
+    assert sorted({*told, *theirs}) == list(range(30)) == sorted(study.values())
+    assert len(theirs) < 30
+    assert study.unfinished() == 0
+    study.close()
+
+
 def test_what_a_killed_process_left_is_run_again_with_its_number_and_parameters(tmp_path: Path) -> None:
     killed = worker(tmp_path, trials=9, seconds=30)
     study = open_study(tmp_path, trials=9)
@@ -289,7 +349,7 @@ def test_a_trial_that_nobody_signed_is_taken_over_at_once(tmp_path: Path) -> Non
 
 def test_a_trial_that_is_put_back_does_not_keep_its_dead_owner(tmp_path: Path) -> None:
     dead, study, third = (open_study(tmp_path, trials=1) for _ in range(3))
-    dead.owner = f"{this_process().rsplit('/', 2)[0]}/{os.getpid()}/0"  # of a process that ended before
+    dying(dead)
     assert len(dead.claim(1)) == 1
     with study._alone:
         study._requeue_abandoned()
@@ -331,6 +391,61 @@ def test_a_process_of_another_machine_is_left_alone_until_it_gives_no_sign(
     assert ours.claim(2) == []
     now[0] += module.STALE
     assert [trial.number for trial in ours.claim(2)] == [0, 1]
+
+
+def dying(study: Study) -> None:
+    """The study of a process of this machine that ended before."""
+    study.owner = f"{this_process().rsplit('/', 2)[0]}/{os.getpid()}/0"
+
+
+def test_of_two_that_find_a_dead_process_of_a_database_one_takes_its_trial_over(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    dead, quick, slow = (open_study(tmp_path, storage=url, trials=1) for _ in range(3))
+    dying(dead)
+    (trial,) = dead.claim(1)
+    (seen,) = slow._running()  # and before it acts on that, the other one does
+    assert quick.claim(1) == [trial]
+    slow._requeue(seen)
+    (running,) = quick._running()
+    assert running.user_attrs["owner"] == quick.owner
+    assert slow.claim(1) == []
+    assert quick.tell(0, Outcome("ok", 1.0))
+    slow._requeue(running)  # nor is a trial begun again that has ended
+    assert slow.values() == {0: 1.0}
+    for study in (dead, quick, slow):
+        study.close()
+
+
+@pytest.mark.parametrize(
+    "error", [StorageInternalError("lost"), OperationalError("", {}, Exception()), OSError("full")]
+)
+def test_a_storage_that_is_away_for_a_moment_does_not_end_the_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.001)
+    study, beats, back = open_study(tmp_path), [0], threading.Event()
+
+    def sign() -> None:
+        beats[0] += 1
+        if beats[0] == 1:
+            raise error
+        back.set()
+
+    monkeypatch.setattr(study, "sign", sign)
+    with study.alive():
+        assert back.wait(20)
+
+
+def test_a_process_that_stops_without_its_storage_stops_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(trial: object) -> None:
+        raise StorageInternalError("lost")
+
+    study = open_study(tmp_path)
+    study.claim(1)
+    monkeypatch.setattr(study, "_requeue", away)
+    study.release()
 
 
 def test_a_process_is_known_by_when_it_started() -> None:

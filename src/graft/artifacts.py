@@ -23,6 +23,12 @@ from graft.locks import held
 from graft.storage import write_atomic, write_text
 
 MANIFEST_VERSION = 1
+# Keys (the beginnings of them) that change nothing of what a run comes to: it goes on, and is taken for the same, with
+# other values of them.
+WITHOUT_EFFECT = (
+    *("run_dir", "overrides_from", "trainer.progress", "data.workers", "data.hint"),
+    *("features.cache_dir", "features.max_gb"),
+)
 EXPORTED_NETWORK = "network.xml"  # in an unpacked model.tar.gz; its weights lie beside it in network.bin
 
 
@@ -155,7 +161,7 @@ def _refuse_foreign(path: Path) -> None:
 def _refuse_other_config(run: RunDirectory, config_yaml: str) -> None:
     if not run.config.exists():
         return
-    if listed := differences(run.config.read_text(), config_yaml):
+    if listed := differences(run.config.read_text(), config_yaml, WITHOUT_EFFECT):
         raise RunError(
             f"run_dir={run.path} holds an unfinished run of another configuration: {', '.join(listed)}; "
             "give the same configuration to resume it, or another run_dir"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +34,15 @@ def describe_environment() -> dict[str, Any]:
         "processor": _processor(),
         "gpu": _gpu(),
         "cores": os.cpu_count(),
-        "argv": sys.argv,
+        "argv": [without_passwords(argument) for argument in sys.argv],
     }
+
+
+def without_passwords(text: str) -> str:
+    """A text in which no URL tells its password, for files and errors: `search.storage` may have one."""
+    # Where SQLAlchemy and libpq look for it: after the user's name, or among the parameters.
+    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
 
 
 def available_cores() -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.report.files import Reader
+from graft.config import OBJECTIVES
+from graft.report.files import Reader, read_yaml
 
 Value = str | int | float | bool | None
 
@@ -44,7 +45,7 @@ class SearchFiles:
         path: of its directory.
         trials: in their order; those that ended.
         best: number of the best; None where none ended well yet.
-        objective: what the best is best in; empty while the search goes on.
+        objective: what the best is best in; empty of a search that did not write its config.yaml.
         maximize: whether more of it is better.
         logarithmic: keys searched in the logarithm.
         importances: key, share, low and high, the greatest first; empty where there are too few trials to say.
@@ -86,14 +87,16 @@ def read_search(path: Path) -> SearchFiles:
     """All that the report shows of a search, whatever its state."""
     reader = Reader(path)
     study = reader.json("study.json")
-    told = reader.json("search.json")
+    told, no_config = reader.json("search.json"), dict[str, Any]()
+    config = reader.take("config.yaml", read_yaml, no_config)
+    objective = told.get("objective") or config.get("search", {}).get("objective", "")
     curves = told.get("curves", {})
     return SearchFiles(
         path=path,
         trials=tuple(_trial(row, curves.get(str(row["number"]), ())) for row in study.get("trials", ())),
         best=study.get("best"),
-        objective=told.get("objective", ""),
-        maximize=told.get("maximize", False),
+        objective=objective,
+        maximize=told.get("maximize", OBJECTIVES.get(objective, False)),
         logarithmic=frozenset(told.get("logarithmic", ())),
         importances=tuple(told.get("importances", ())),
         epochs=told.get("epochs") or {},

@@ -42,7 +42,8 @@ class Epochs:
     Attributes:
         step: of the best trial, after which its loss did not fall by more than `noise`.
         last: the last step of the best trial.
-        wasted: share of all optimiser steps of the search that came after each trial's own such step.
+        wasted: share of the photos that the search trained on, each as often as it was, that came after each trial's
+            own such step.
         noise: what a fall of the loss must exceed.
         from_seeds: whether the noise is that of seeds.
     """
@@ -85,12 +86,15 @@ def gain(better: Sequence[float], worse: Sequence[float], *, maximize: bool) -> 
     return Gain(mean, mean - half, mean + half, len(pairs))
 
 
-def epoch_advice(best: Curve, curves: Sequence[Curve], seed_losses: Sequence[float]) -> Epochs | None:
+def epoch_advice(
+    best: Curve, curves: Sequence[Curve], batch_sizes: Sequence[int], seed_losses: Sequence[float]
+) -> Epochs | None:
     """When the best trial, and all of them, stopped gaining; None without a curve of the best.
 
     Args:
         best: (optimiser step, valid/loss) of the best trial, ascending.
         curves: of all trials.
+        batch_sizes: of the same trials: a step costs as much as the photos it takes.
         seed_losses: the lowest loss of the best configuration by seed: two standard deviations are the noise.
     """
     losses = [loss for _, loss in best if math.isfinite(loss)]
@@ -99,9 +103,13 @@ def epoch_advice(best: Curve, curves: Sequence[Curve], seed_losses: Sequence[flo
     known = [loss for loss in seed_losses if math.isfinite(loss)]
     from_seeds = len(known) >= 3
     noise = 2 * float(np.std(known, ddof=1)) if from_seeds else SMALL * (max(losses) - min(losses))
-    ends = [(plateau(curve, noise), curve[-1][0]) for curve in curves if curve]
+    ends = [
+        (size * plateau(curve, noise), size * curve[-1][0])
+        for size, curve in zip(batch_sizes, curves, strict=True)
+        if curve
+    ]
     total = sum(last for _, last in ends)
-    wasted = sum(last - step for step, last in ends) / total if total else 0.0
+    wasted = sum(last - useful for useful, last in ends) / total if total else 0.0
     return Epochs(plateau(best, noise), best[-1][0], wasted, noise, from_seeds)
 
 

@@ -1,14 +1,19 @@
-"""The files of a search: study.json, trials.csv and best.yaml."""
+"""The files of a search: study.json, trials.csv, search.json and best.yaml."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from graft.search.space import Params, overrides
+from graft.config import OBJECTIVES
+from graft.search.advice import Epochs, Gain, Skew
+from graft.search.importance import Importance
+from graft.search.space import Params, Space, overrides
 from graft.search.trials import Record
 from graft.storage import write_text
 
@@ -30,6 +35,45 @@ def write_trials(run_dir: Path, records: Sequence[Record], best: int | None) -> 
             seconds = f"{outcome.seconds:.3f}"
             writer.writerow([record.number, *values, outcome.state, outcome.value, outcome.reason, seconds])
     write_text(run_dir / "trials.csv", buffer.getvalue())
+
+
+def write_lessons(
+    run_dir: Path,
+    space: Space,
+    objective: str,
+    importances: Sequence[Importance],
+    sentences: Iterable[str],
+    *,
+    gain: Gain | None = None,
+    epochs: Epochs | None = None,
+    skew: Skew | None = None,
+    records: Sequence[Record] = (),
+) -> None:
+    """Write search.json: what study.json does not say; graft.report.trials reads it.
+
+    Args:
+        run_dir: of the search.
+        space: what was searched.
+        objective: its name.
+        importances: of the keys.
+        sentences: what the search says at its end.
+        gain: see `SearchResult`; so are `epochs` and `skew`.
+        epochs: likewise.
+        skew: likewise.
+        records: of trials whose learning curves are known.
+    """
+    content = {
+        "objective": objective,
+        "maximize": OBJECTIVES[objective],
+        "logarithmic": [key for key, spread in space.spreads.items() if spread.log],
+        "importances": [asdict(importance) for importance in importances],
+        "gain": asdict(gain) if gain else None,
+        "epochs": asdict(epochs) if epochs else None,
+        "skew": asdict(skew) if skew else None,
+        "curves": {r.number: [p for p in r.curve if math.isfinite(p[1])] for r in records if r.curve},
+        "sentences": list(sentences),
+    }
+    write_text(run_dir / "search.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def best_overrides(given: Sequence[str], params: Params) -> str:

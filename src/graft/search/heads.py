@@ -15,25 +15,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 
 from graft.environment import available_cores
-from graft.errors import GraftError
-from graft.search.heads_course import Course, Decision, HeadResult, HeadTrial, Point, Progress, Report
+from graft.search.heads_course import Course, Decision, HeadResult, HeadTrial, Progress, Report
 from graft.search.heads_features import Features, free_bytes
 from graft.search.heads_lockstep import Lesson, Lockstep
+from graft.search.trials import Point
 
-__all__ = ["Decision", "HeadResult", "HeadTrial", "Point", "Progress", "Report", "train_heads"]
+__all__ = ["Decision", "HeadResult", "HeadTrial", "Progress", "Report", "train_heads"]
 
 # Heads in a stack on a CPU. A third gains nothing: the calls are shared by then, and the caches are full.
 WIDEST_ON_CPU = 2
-# What one head can fail with and the others need not: a value that is refused (by torch with a ValueError), memory
-# (torch has a RuntimeError for it), an operation that torch cannot do.
-FAILURES = (GraftError, ValueError, RuntimeError, MemoryError)
 
 
 def train_heads(
@@ -129,7 +126,9 @@ class Training:
         while True:
             try:
                 lockstep = next(looks, None)
-            except FAILURES as error:
+            except CancelledError:
+                raise
+            except Exception as error:  # any: one head's failure is not the others'
                 return self._after_failure(courses, error)
             if lockstep is None:
                 return None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from graft.search.pruning import divergence
+from graft.search.trials import Point
+
 if TYPE_CHECKING:
     import torch
-
-TOO_HIGH = 3.0  # times its first value: a loss that stays above it has diverged
 
 State = Literal["running", "ok", "pruned", "diverged", "failed"]
 Decision = Literal["continue", "prune"]
@@ -51,27 +51,6 @@ class HeadTrial:
     label_smoothing: float
     clip_norm: float | None
     balance: str
-
-
-@dataclass(frozen=True)
-class Point:
-    """A head after `step` optimiser steps.
-
-    Attributes:
-        step: optimiser steps so far.
-        epoch: whole epochs so far.
-        ends_epoch: whether an epoch ends here, or the steps that the trial may take.
-        train_loss: mean of the training loss over the steps of this epoch so far.
-        valid_loss: plain cross-entropy on valid.
-        valid_accuracy: in 0..1.
-    """
-
-    step: int
-    epoch: int
-    ends_epoch: bool
-    train_loss: float
-    valid_loss: float
-    valid_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -119,11 +98,6 @@ class HeadResult:
     curve: tuple[Point, ...]
     seconds: float
     weights: dict[str, torch.Tensor] | None
-
-    @property
-    def value(self) -> float:
-        """The lowest valid/loss at the end of an epoch; NaN where none ended."""
-        return self.best.valid_loss if self.best else math.nan
 
 
 class Course:
@@ -195,26 +169,3 @@ class Course:
         return HeadResult(
             self.trial.number, self.state, self.reason, self.best, curve, self.seconds, weights=self.weights
         )
-
-
-def divergence(first_loss: float, curve: Sequence[Point], *, finished: bool) -> str:
-    """Why a head has diverged, as a sentence; empty where it has not.
-
-    It has where a loss is not finite, and where its losses on train and on valid stay above three times its first
-    one: at two ends of epochs in a row, or at the only one. A high learning rate often throws the first steps far
-    off and then recovers, and a high loss on valid alone is overfitting. Rungs do not count, so that the state of
-    a trial does not depend on how often it was looked at.
-
-    Args:
-        first_loss: training loss of the first step, before anything was learnt.
-        curve: the points so far.
-        finished: whether the trial has taken all its steps.
-    """
-    last = curve[-1]
-    for name, loss in (("train/loss", last.train_loss), ("valid/loss", last.valid_loss)):
-        if not math.isfinite(loss):
-            return f"{name} was {loss} at step {last.step}"
-    ends = [min(point.train_loss, point.valid_loss) for point in curve if point.ends_epoch][-2:]
-    stayed = last.ends_epoch and (len(ends) == 2 or finished) and min(ends) > TOO_HIGH * first_loss
-    reached = ", then ".join(f"{loss:.3g}" for loss in ends)
-    return f"loss stayed above {TOO_HIGH:g} times its first value, {first_loss:.3g}: {reached}" if stayed else ""

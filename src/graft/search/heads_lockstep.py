@@ -13,9 +13,10 @@ import torch
 from graft.data.loader import EpochOrder, Place
 from graft.data.module import inverse_frequency
 from graft.errors import ConfigError
-from graft.search.heads_course import Course, Point
+from graft.search.heads_course import Course
 from graft.search.heads_features import Features
 from graft.search.heads_stack import Stack
+from graft.search.trials import Point
 
 VALID_ROWS = 1024  # photos of valid in one product
 

@@ -67,8 +67,8 @@ def importances(
 
 
 def says_something(found: Sequence[Importance]) -> bool:
-    """Whether at least one interval is narrow enough to be read."""
-    return bool(found) and min(importance.high - importance.low for importance in found[:1]) <= WIDEST
+    """Whether the interval of the greatest share, which is the first, is narrow enough to be read."""
+    return bool(found) and found[0].high - found[0].low <= WIDEST
 
 
 def _shares(trials: Sequence[optuna.trial.FrozenTrial], keys: Sequence[str], maximize: bool) -> dict[str, float]:

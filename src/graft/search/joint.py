@@ -13,14 +13,15 @@ from graft.config import Config, TrainingPrecision, changed
 from graft.data.findings import refuse
 from graft.data.folder import Folder
 from graft.data.module import inverse_frequency
-from graft.errors import GraftError
+from graft.errors import GraftError, RunError
 from graft.features.source import FeatureSource
 from graft.fit import pick_device
 from graft.photos import Photos
 from graft.search.heads import train_heads
 from graft.search.heads_course import Decision, HeadResult, HeadTrial, Progress, Report
 from graft.search.heads_features import Features
-from graft.search.runs import AtEnd, AtRung, known_at_rungs, lengths
+from graft.search.runs import AtEnd, known_at_rungs, lengths
+from graft.search.runs_watch import AtRung
 from graft.search.space import Params, Space
 from graft.search.trials import Curve, Outcome, Trial
 
@@ -121,9 +122,17 @@ class HeadTrials:
         return [[found[at] for at, (mine, _) in enumerate(pairs) if mine == number] for number in range(len(params))]
 
     def state(self, number: int, params: Params) -> dict[str, torch.Tensor]:
-        """What a trial trained, as `Classifier` names it; trained once more, which comes out the same to the bit."""
-        found = self._train([head_trial(changed(self.config, params), number)], _goes_on, keep_weights=True)
-        return {f"head.{name}": value for name, value in (found[0].weights or {}).items()}
+        """What a trial trained, as `Classifier` names it; trained once more, which comes out the same to the bit.
+
+        Raises:
+            RunError: it cannot be trained again.
+        """
+        (found,) = self._train([head_trial(changed(self.config, params), number)], _goes_on, keep_weights=True)
+        if found.weights is None:
+            raise RunError(
+                f"trial {number}, the best, cannot be trained again: {found.reason}; the same command tries once more"
+            )
+        return {f"head.{name}": value for name, value in found.weights.items()}
 
     def _train(
         self, heads: Sequence[HeadTrial], report: Report, *, rungs: Sequence[int] = (), keep_weights: bool = False

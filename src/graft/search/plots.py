@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,8 @@ GREY, BLUE, RED = "0.75", "tab:blue", "tab:red"
 
 def write_plots(
     directory: Path, space: Space, records: Sequence[Record], best: int, objective: str, found: Sequence[Importance]
-) -> list[Path]:
-    """Write the figures, SVG; returns the files.
+) -> None:
+    """Write the figures, SVG.
 
     Args:
         directory: made where it is not there.
@@ -42,16 +43,12 @@ def write_plots(
         "importance": lambda axes: draw_importance(axes, found),
         "curves": lambda axes: draw_curves(axes, records, best),
     }
-    written = []
     for name, onto in draw.items():
         figure = Figure(figsize=(7, 4), layout="constrained")
         onto(figure.add_subplot())
-        path = directory / f"{name}.svg"
         # the same search gives the same bytes
         with rc_context({"svg.hashsalt": "graft"}):
-            figure.savefig(path, metadata={"Date": None})
-        written.append(path)
-    return written
+            figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
 
 
 def draw_history(axes: Axes, records: Sequence[Record], best: int, objective: str) -> None:
@@ -98,17 +95,15 @@ def draw_importance(axes: Axes, found: Sequence[Importance]) -> None:
 
 def draw_curves(axes: Axes, records: Sequence[Record], best: int) -> None:
     """valid/loss by optimiser step of all trials; those that went off the scale are cut."""
-    known = [loss for record in records for _, loss in record.curve if math.isfinite(loss)]
-    for record in sorted(records, key=lambda r: r.number == best):
-        points = [(step, loss) for step, loss in record.curve if math.isfinite(loss)]
-        if points:
-            label = f"trial {best}" if record.number == best else None
-            axes.plot(*zip(*points, strict=True), color=RED if record.number == best else GREY, label=label)
+    curves = {record.number: [point for point in record.curve if math.isfinite(point[1])] for record in records}
+    known = [curve for curve in curves.values() if curve]
+    for number in sorted(curves, key=lambda n: n == best):
+        if curve := curves[number]:
+            label = f"trial {best}" if number == best else None
+            axes.plot(*zip(*curve, strict=True), color=RED if number == best else GREY, label=label)
     if known:
-        highest = sorted(record.curve[0][1] for record in records if record.curve)[
-            len(records) // 2 : len(records) // 2 + 1
-        ]
-        axes.set_ylim(0, 1.2 * max([*highest, min(known)]))
+        usual, lowest = statistics.median(curve[0][1] for curve in known), min(loss for c in known for _, loss in c)
+        axes.set_ylim(0, 1.2 * max(usual, lowest))
         axes.legend()
     axes.set(xlabel="optimiser step", ylabel="valid/loss", title="Learning curves")
 

@@ -1,10 +1,12 @@
-"""When a trial is hopeless: rungs in optimiser steps, and what must be reached at one. Pure."""
+"""When a trial is hopeless: rungs in optimiser steps, what must be reached at one, and divergence. Pure."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+
+from graft.search.trials import Point
 
 TOO_HIGH = 3.0  # times its first value: a loss that stays above has diverged
 FEWEST = 4  # trials at a rung before the median of the others says anything
@@ -48,17 +50,24 @@ def hopeless(pruner: str, number: int, reached: Mapping[int, float], *, maximize
     return ranked.index(number) >= math.ceil(len(ranked) / 2)
 
 
-def divergence(first: float, losses: Sequence[float]) -> str:
+def divergence(first_loss: float, curve: Sequence[Point], *, finished: bool) -> str:
     """Why a trial has diverged, as a sentence; empty where it has not.
 
+    It has where a loss is not finite, and where its losses on train and on valid stay above three times its first
+    one: at two ends of epochs in a row, or at the only one. A high learning rate often throws the first steps far
+    off and then recovers, and a high loss on valid alone is overfitting. Rungs do not count, so that the state of
+    a trial does not depend on how often it was looked at.
+
     Args:
-        first: its loss before it learnt anything.
-        losses: on valid, in the order they were measured.
+        first_loss: training loss of the first step, before anything was learnt.
+        curve: the points so far.
+        finished: whether the trial has taken all its steps.
     """
-    if losses and not any(math.isfinite(loss) for loss in losses):
-        return "valid/loss was never finite"
-    if losses and not math.isfinite(losses[-1]):
-        return "valid/loss is no longer finite"
-    if losses and min(losses) > TOO_HIGH * first:
-        return f"valid/loss stayed above {TOO_HIGH:.0f} times its first value ({min(losses):.3g} against {first:.3g})"
-    return ""
+    last = curve[-1]
+    for name, loss in (("train/loss", last.train_loss), ("valid/loss", last.valid_loss)):
+        if not math.isfinite(loss):
+            return f"{name} was {loss} at step {last.step}"
+    ends = [min(point.train_loss, point.valid_loss) for point in curve if point.ends_epoch][-2:]
+    stayed = last.ends_epoch and (len(ends) == 2 or finished) and min(ends) > TOO_HIGH * first_loss
+    reached = ", then ".join(f"{loss:.3g}" for loss in ends)
+    return f"loss stayed above {TOO_HIGH:g} times its first value, {first_loss:.3g}: {reached}" if stayed else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graft.artifacts import RunDirectory, read_state
+from graft.artifacts import WITHOUT_EFFECT, RunDirectory, differences, read_state
 from graft.config import OBJECTIVES, Config, SearchConfig, changed, to_yaml
 from graft.data.findings import Finding, summarise
 from graft.search.runs import Train
@@ -19,6 +19,8 @@ from graft.storage import write_atomic
 
 if TYPE_CHECKING:
     import torch
+
+SAME = 1e-4  # two trainings of one trial agree to it in fp32, as tests/test_heads.py shows
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Retrained:
         value: of the objective, of the retrained model.
         trial_value: of the trial.
         noise: by how much they may differ: three standard deviations over seeds; None where that was not measured.
-        kept: retrained, or trial where that is better beyond noise.
+        kept: retrained, or trial where that is better beyond noise; where noise is not known, the better of the two.
         toy: whether the photos were drawn by a program.
         remarks: what is wrong with the photos, a line each.
     """
@@ -77,7 +79,7 @@ def retrain(
     value = _read_metrics(worse if worse.exists() else directory)[objective]
     loss = (trial_value - value) if OBJECTIVES[objective] else (value - trial_value)
     kept = "retrained"
-    if worse.exists() or (noise is not None and loss > noise):
+    if worse.exists() or loss > (SAME if noise is None else noise):
         _keep_trial(best, directory, worse, trial_state, train)
         kept = "trial"
     metrics, toy = _read_metrics(directory), config.data.kind.name == "demo"
@@ -98,7 +100,7 @@ def _read_metrics(directory: Path) -> dict[str, float]:
 def _make_way(directory: Path, config: Config) -> None:
     """Move a run of another configuration aside: more trials have found a better one since."""
     before = directory / "config.yaml"
-    if before.exists() and before.read_text() != to_yaml(config):
+    if before.exists() and differences(before.read_text(), to_yaml(config), WITHOUT_EFFECT):
         directory.rename(directory.with_name(f"{directory.name}-{read_state(directory).get('id', 'old')[:8]}"))
 
 

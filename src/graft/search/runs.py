@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -18,16 +17,16 @@ import torch
 
 from graft.artifacts import read_state
 from graft.assembly import open_folder
-from graft.config import OBJECTIVES, Config, EvaluateConfig, SearchConfig, changed
-from graft.errors import GraftError, RunError
+from graft.config import Config, EvaluateConfig, SearchConfig, changed
+from graft.debugger.records import EVAL
 from graft.fit import pick_device
-from graft.search.pruning import divergence
-from graft.search.space import Params, Space, fewest, most
+from graft.report.losses import logged
+from graft.search.runs_watch import AtRung, Diverged, Pruned, Watch
+from graft.search.space import Params, Space, ends
 from graft.search.trials import Curve, Outcome, Trial
 
-# (number, optimiser step, valid/loss, valid/accuracy) -> whether the trial goes on
-AtRung = Callable[[int, int, float, float], bool]
 AtEnd = Callable[[int, Outcome], None]
+_OF_LENGTH = ("data.batch_size", "trainer.max_epochs", "trainer.max_steps")  # what a trial's number of steps is of
 
 
 class Train(Protocol):
@@ -36,10 +35,6 @@ class Train(Protocol):
     def __call__(self, config: Config, overrides: tuple[str, ...], *, watching: Sequence[pl.Callback] = ()) -> Any:
         """Train, evaluate and bundle one model."""
         ...
-
-
-class Pruned(GraftError):
-    """A trial was stopped at a rung."""
 
 
 class RunTrials:
@@ -87,67 +82,36 @@ class RunTrials:
         return self._outcome(Trial(0, mine), self.directory / "repeats" / name, (), lambda *_: True)
 
     def _outcome(self, trial: Trial, directory: Path, rungs: Sequence[int], at_rung: AtRung) -> Outcome:
-        started = time.perf_counter()
-        pruner = _StopAtRung(trial.number, rungs, at_rung)
+        started, objective = time.perf_counter(), self.config.search.objective
+        watch = Watch(trial.number, rungs, at_rung)
+        state, reason, value = "ok", "", None
         try:
             config = _trial_config(self.config, trial.params, directory)
             _start_afresh(directory)
             if read_state(directory).get("state") != "finished":
                 # what a killed process left of it goes on from its last checkpoint
-                self.train(config, (), watching=[pruner])
+                self.train(config, (), watching=[watch])
+            value = json.loads((directory / "metrics.json").read_text())[objective]
         except Pruned as stop:
-            return _ended(directory, "pruned", str(stop), started, pruner.best(self.config.search.objective))
+            state, reason, value = "pruned", str(stop), watch.best(objective)
+        except Diverged as error:
+            state, reason = "diverged", str(error)
         except Exception as error:  # any: one trial's failure is not the search's
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-            state = "diverged" if "training diverged" in reason else "failed"
-            return _ended(directory, state, reason, started, None)
-        metrics = json.loads((directory / "metrics.json").read_text())
-        value = metrics[self.config.search.objective]
-        curve = read_curve(directory)
-        reason = divergence(math.log(max(2, _classes(directory))), [loss for _, loss in curve])
-        return _ended(directory, "diverged" if reason else "ok", reason, started, None if reason else value)
+            state, reason = "failed", f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        curve = tuple(sorted({**dict(read_curve(directory)), **dict(watch.curve)}.items()))
+        steps = max(watch.step, curve[-1][0] if curve else 0)
+        return Outcome(state, value, reason, time.perf_counter() - started, curve, steps)
 
 
 def known_at_rungs(objective: str) -> bool:
     """Whether an objective is known at a rung; the others are computed at a trial's end only."""
-    return objective in ("valid/loss", "valid/accuracy") and objective in OBJECTIVES
+    return objective in ("valid/loss", "valid/accuracy")
 
 
 def read_curve(directory: Path) -> Curve:
-    """(optimiser steps taken, valid/loss) of a run, ascending, from its CSV logs; those of resumed parts joined."""
-    found: dict[int, float] = {}
-    for path in sorted((directory / "logs" / "csv").glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime):
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file)
-            found |= {int(row["step"]) + 1: float(row["valid/loss"]) for row in rows if row.get("valid/loss")}
-    return tuple(sorted(found.items()))
-
-
-class _StopAtRung(pl.Callback):
-    """Asks at the first validation after each rung whether the trial goes on."""
-
-    def __init__(self, number: int, rungs: Sequence[int], at_rung: AtRung) -> None:
-        self.number, self.at_rung = number, at_rung
-        self._left = sorted(rungs)
-        self._seen: list[tuple[float, float]] = []
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask, once for the rungs that was passed."""
-        loss = float(trainer.callback_metrics["valid/loss"])
-        accuracy = float(trainer.callback_metrics["valid/accuracy"])
-        if not math.isfinite(loss):
-            raise RunError(f"training diverged: valid/loss is {loss} after {trainer.global_step} optimiser steps")
-        self._seen.append((loss, accuracy))
-        passed = [rung for rung in self._left if rung <= trainer.global_step]
-        self._left = self._left[len(passed) :]
-        if passed and not self.at_rung(self.number, passed[-1], loss, accuracy):
-            raise Pruned(f"stopped at rung {passed[-1]} (optimiser steps)")
-
-    def best(self, objective: str) -> float | None:
-        """The best value of the objective so far; None where it is not known before a trial's end."""
-        if objective == "valid/loss":
-            return min((loss for loss, _ in self._seen), default=None)
-        return max((accuracy for _, accuracy in self._seen), default=None) if objective == "valid/accuracy" else None
+    """(optimiser steps taken, valid/loss) of a run at its ends of epochs, ascending, from its CSV logs."""
+    losses = logged(directory).modes.get(EVAL)
+    return tuple(zip(losses.step.tolist(), losses.value.tolist(), strict=True)) if losses else ()
 
 
 def _trial_config(config: Config, params: Params, directory: Path) -> Config:
@@ -169,25 +133,9 @@ def _start_afresh(directory: Path) -> None:
         shutil.rmtree(directory)
 
 
-def _ended(directory: Path, state: str, reason: str, started: float, value: float | None) -> Outcome:
-    curve = read_curve(directory)
-    steps = curve[-1][0] if curve else 0
-    return Outcome(state, value, reason, time.perf_counter() - started, curve, steps)
-
-
-def _classes(directory: Path) -> int:
-    content = json.loads((directory / "data.json").read_text())
-    return len(content["classes"]["train"])
-
-
-def steps(config: Config, photos: int, batch_size: int, epochs: int) -> int:
-    """Optimiser steps of a trial that is not stopped early."""
-    whole = math.ceil(photos / batch_size) * epochs
-    return whole if config.trainer.max_steps < 0 else min(whole, config.trainer.max_steps)
-
-
 def lengths(config: Config, space: Space, photos: int) -> tuple[int, int]:
     """Optimiser steps of the shortest and of the longest trial of a space, for `photos` training images."""
-    batch, epochs = "data.batch_size", "trainer.max_epochs"
-    shortest = steps(config, photos, most(space, config, batch), fewest(space, config, epochs))
-    return shortest, steps(config, photos, fewest(space, config, batch), most(space, config, epochs))
+    batches, epochs, limits = (ends(space, config, key) for key in _OF_LENGTH)
+    highest = [math.inf if limit < 0 else limit for limit in limits]
+    shortest = min(math.ceil(photos / max(batches)) * min(epochs), *highest)
+    return int(shortest), int(min(math.ceil(photos / min(batches)) * max(epochs), max(highest)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from graft.search.space import Space, Value
 
 if TYPE_CHECKING:
     import optuna
+
+MOST_ON_CPU, MOST_ON_GPU = 16, 256  # trials at a time
 
 
 def distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -37,20 +38,45 @@ def startup(trials: int) -> int:
     return min(10, max(3, trials // 3))
 
 
-def portion(sampler: str, trials: int, begun: int) -> int:
+def portion(sampler: str, trials: int, begun: int, device: str) -> int:
     """How many trials to ask for at a time.
 
-    Heads that train together cost little more than one, but a sampler that learns should see results between. 16
-    share nearly all there is to share (docs/decisions/0009), and fewer are lost when a process is killed. TPE gets
-    about five rounds: a batch is spread out by Optuna's constant liar. GP has no such means, so after its random
-    start it is asked for one at a time.
+    Heads that train together cost little more than one, but a sampler that learns should see results between. On a
+    CPU, 16 share nearly all there is to share (docs/decisions/0009), and fewer are lost when a process is killed; a
+    GPU takes as many as its memory holds (`train_heads` sees to that). TPE gets about five rounds: a batch is spread
+    out by Optuna's constant liar. GP has no such means, so after its random start it is asked for one at a time.
     """
+    most = MOST_ON_CPU if device == "cpu" else MOST_ON_GPU
     if sampler in ("random", "grid"):
-        return 16
+        return most
     random_ones = startup(trials) - begun
     if sampler == "gp":
-        return min(16, random_ones) if random_ones > 0 else 1
-    return min(16, max(4, -(-trials // 5)))
+        return min(most, random_ones) if random_ones > 0 else 1
+    return min(most, max(4, -(-trials // 5)))
+
+
+class Proposals:
+    """Optuna's sampler for one key of one trial, the same whoever asks: see `numbered_sampler`."""
+
+    def __init__(self, sampler: str, seed: int, trials: int) -> None:
+        self.sampler, self.seed, self.startup = sampler, seed, startup(trials)
+
+    def sampler_of(self, number: int, key: str) -> optuna.samplers.BaseSampler:
+        """Seeded by the trial and the key: a trial that was killed between two of them gets the same second one."""
+        from optuna.samplers import GPSampler, RandomSampler, TPESampler
+
+        words = [self.seed, number, *key.encode()]
+        state = int(np.random.SeedSequence(words).generate_state(1)[0])
+        if self.sampler == "tpe":
+            return TPESampler(seed=state, n_startup_trials=self.startup, multivariate=False)
+        at_random = RandomSampler(state)
+        if self.sampler == "gp":
+            return GPSampler(seed=state, n_startup_trials=self.startup, independent_sampler=at_random)
+        return at_random
+
+    def of_whole_trial(self, number: int) -> optuna.samplers.BaseSampler | None:
+        """What proposes all keys of a trial at once, by what was told before; None where each key stands alone."""
+        return self.sampler_of(number, "") if number and self.sampler in ("tpe", "gp") else None
 
 
 def numbered_sampler(space: Space, sampler: str, *, seed: int, trials: int) -> optuna.samplers.BaseSampler:
@@ -65,41 +91,27 @@ def numbered_sampler(space: Space, sampler: str, *, seed: int, trials: int) -> o
         seed: of the proposals.
         trials: in all.
     """
-    from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+    from optuna.samplers import BaseSampler
 
-    begin = startup(trials)
+    proposals = Proposals(sampler, seed, trials)
     grid = space.grid() if sampler == "grid" else []
-    makers: dict[str, Callable[[int], BaseSampler]] = {
-        "tpe": lambda state: TPESampler(seed=state, n_startup_trials=begin, multivariate=False),
-        "gp": lambda state: GPSampler(seed=state, n_startup_trials=begin, independent_sampler=RandomSampler(state)),
-    }
 
     class NumberedSampler(BaseSampler):  # here, for Optuna is loaded only now
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            if trial.number == 0 or sampler not in makers:
-                return {}
-            found: dict[str, Any] = self._inner(trial.number, "").infer_relative_search_space(study, trial)
-            return found
+            inner = proposals.of_whole_trial(trial.number)
+            return inner.infer_relative_search_space(study, trial) if inner else {}
 
         def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-            if trial.number == 0 or sampler not in makers:
-                return {}
-            found: dict[str, Any] = self._inner(trial.number, "").sample_relative(study, trial, search_space)
-            return found
+            inner = proposals.of_whole_trial(trial.number)
+            return inner.sample_relative(study, trial, search_space) if inner else {}
 
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
             if trial.number == 0:
                 return space.default[param_name]
             if grid:
                 return grid[trial.number - 1][param_name]
-            inner = self._inner(trial.number, param_name)
+            inner = proposals.sampler_of(trial.number, param_name)
             return inner.sample_independent(study, trial, param_name, param_distribution)
-
-        def _inner(self, number: int, key: str) -> BaseSampler:
-            # By key too: a trial that was killed between two of them gets the same second one.
-            words = [seed, number, *key.encode()]
-            state = int(np.random.SeedSequence(words).generate_state(1)[0])
-            return makers.get(sampler, RandomSampler)(state)
 
     return NumberedSampler()
 

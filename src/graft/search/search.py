@@ -6,17 +6,17 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 
-from graft.config import OBJECTIVES, Config, Pruner, flatten
+from graft.artifacts import WITHOUT_EFFECT
+from graft.config import OBJECTIVES, Config, Pruner, flatten, to_yaml
 from graft.errors import ConfigError, RunError
 from graft.fit import exit_on_sigterm, quiet_lightning
-from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, gain, skew
+from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, skew
 from graft.search.board import Board
 from graft.search.files import best_overrides, write_trials
 from graft.search.importance import Importance, importances
@@ -86,10 +86,34 @@ def search(
     """
     started = time.perf_counter() if started is None else started
     quiet_lightning()
-    s, run_dir = config.search, local_path(config.run_dir, "run_dir")
+    run_dir = local_path(config.run_dir, "run_dir")
+    with exit_on_sigterm(), closing(open_study(config, space, run_dir)) as study, study.alive():
+        write_text(run_dir / "config.yaml", to_yaml(_without_storage(config)))
+        trials = HeadTrials(config) if train_together(config, space) else RunTrials(config, run_dir, train)
+        try:
+            run_trials(config, space, study, trials)
+        except BaseException:
+            study.release()
+            raise
+        if not study.values():
+            write_trials(run_dir, study.records(), None)
+            raise _nothing_ended_well(study.records())
+        # of several processes in one directory the first does it, and the others read what it wrote
+        with FileLock(run_dir / "finish.lock"):
+            return finish(config, space, study, trials, train, overrides, started)
+
+
+def open_study(config: Config, space: Space, run_dir: Path) -> Study:
+    """The study of a search, new or begun before.
+
+    Raises:
+        ConfigError: the pruner cannot judge by the objective; the storage cannot be opened.
+        RunError: it holds a search with other settings.
+    """
+    s = config.search
     if s.pruner is not Pruner.none and not known_at_rungs(s.objective):
         raise ConfigError(f"search.pruner={s.pruner.name} judges by valid/loss or valid/accuracy, not by {s.objective}")
-    study = Study(
+    return Study(
         space,
         sampler=s.sampler.name,
         trials=trial_count(config, space),
@@ -100,20 +124,6 @@ def search(
         name=s.study,
         settings=_settings(config),
     )
-    with exit_on_sigterm(), closing(study), study.alive():
-        trials = HeadTrials(config) if train_together(config, space) else RunTrials(config, run_dir, train)
-        try:
-            run_trials(config, space, study, trials)
-        except BaseException:
-            with suppress(OSError):
-                study.release()
-            raise
-        if not study.values():
-            write_trials(run_dir, study.records(), None)
-            raise _nothing_ended_well(study.records())
-        # of several processes in one directory the first does it, and the others read what it wrote
-        with FileLock(run_dir / "finish.lock"):
-            return finish(config, space, study, trials, train, overrides, started)
 
 
 def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | RunTrials) -> None:
@@ -139,7 +149,9 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
 
         stops = () if s.pruner is Pruner.none else rungs(*trials.lengths(space))
         while left := study.unfinished():
-            together = portion(s.sampler.name, study.total, study.total - left) if trials.together else 1
+            together = 1
+            if isinstance(trials, HeadTrials):
+                together = portion(s.sampler.name, study.total, study.total - left, trials.device)
             claimed = study.claim(together)
             board.refresh()
             if claimed:
@@ -169,15 +181,11 @@ def finish(
     write_text(run_dir / "best.yaml", best_overrides(overrides, records[best].params))
 
     repeats = repeat(config, trials, records, best, run_dir)
-    pairs = repeats.pairs()
-    gained = gain(*zip(*pairs, strict=True), maximize=study.maximize) if best and pairs else None
-    of_best = [o.value for o in repeats.best if o.value is not None]
-    noise = 3 * float(np.std(of_best, ddof=1)) if len(of_best) >= 3 else None
     retrained = retrain(
         config,
         records[best].params,
         values[best],
-        noise,
+        repeats.noise(),
         train,
         run_dir / "best",
         lambda: trials.state(best, records[best].params),
@@ -190,13 +198,23 @@ def finish(
         objective=s.objective,
         records=records,
         best=best,
-        gain=gained,
+        gain=repeats.gain(maximize=study.maximize) if best else None,
         importances=found,
-        epochs=epoch_advice(records[best].curve, [r.curve for r in records], [lowest(o.curve) for o in repeats.best]),
+        epochs=_advice(config, records, best, repeats),
         skew=epochs_skew(space, records, values),
         repeats=repeats,
         retrained=retrained,
         seconds=time.perf_counter() - started,
+    )
+
+
+def _advice(config: Config, records: Sequence[Record], best: int, repeats: Repeats) -> Epochs | None:
+    sizes = [record.params.get("data.batch_size", config.data.batch_size) for record in records]
+    return epoch_advice(
+        records[best].curve,
+        [record.curve for record in records],
+        [size if isinstance(size, int) else 0 for size in sizes],
+        [lowest(outcome.curve) for outcome in repeats.best if outcome.state == "ok"],
     )
 
 
@@ -215,15 +233,17 @@ def lowest(curve: Curve) -> float:
 
 def _settings(config: Config) -> dict[str, str]:
     """What must be the same for the trials of a search to compare, as text by key."""
-    other = {
-        *("run_dir", "overrides_from", "trainer.progress", "data.workers", "data.hint", "evaluate.test"),
-        *("features.cache_dir", "features.max_gb"),
-        *("search.trials", "search.storage", "search.repeats", "search.study"),
-    }
-    values = {key: str(value) for key, value in flatten(config).items() if key not in other}
+    # trials leave test shut whatever is said of it, and the search goes on with more of them
+    other = (*WITHOUT_EFFECT, "evaluate.test", *("search.trials", "search.storage", "search.repeats", "search.study"))
+    values = {key: str(value) for key, value in flatten(config).items() if not key.startswith(other)}
     if config.search.storage:  # machines that share a study may keep the same photos and weights in other places
         values |= {key: Path(values[key]).name for key in ("data.root", "model.weights")}
     return values
+
+
+def _without_storage(config: Config) -> Config:
+    """For the record: a URL may have a password in it."""
+    return replace(config, search=replace(config.search, storage=None))
 
 
 def _nothing_ended_well(records: Sequence[Record]) -> RunError:

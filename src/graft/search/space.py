@@ -103,14 +103,13 @@ def warnings(space: Space) -> list[str]:
     return found
 
 
-def fewest(space: Space, config: Config, key: str) -> int:
-    """The smallest value that a key of integers takes in a search."""
-    return min(_ends(space, config, key))
-
-
-def most(space: Space, config: Config, key: str) -> int:
-    """The largest value that a key of integers takes in a search."""
-    return max(_ends(space, config, key))
+def ends(space: Space, config: Config, key: str) -> list[int]:
+    """Values of a key of integers, among them the smallest and the largest that it takes in a search."""
+    values: list[Value] = [flatten(config)[key]]
+    if key in space.spreads:
+        spread = space.spreads[key]
+        values += spread.values or (spread.low, spread.high)
+    return [int(value) for value in values if isinstance(value, int | float)]
 
 
 def overrides(params: Mapping[str, Value]) -> list[str]:
@@ -122,14 +121,6 @@ def _texts(config: Config, line: SearchLine) -> dict[str, str]:
     """Key -> what is tried, as text."""
     entries = (entry.partition("=") for entry in config.search.space)
     return {key.strip(): text.strip() for key, _, text in entries if key.strip() not in line.fixed} | line.space
-
-
-def _ends(space: Space, config: Config, key: str) -> list[int]:
-    values: list[Value] = [flatten(config)[key]]
-    if key in space.spreads:
-        spread = space.spreads[key]
-        values += spread.values or (spread.low, spread.high)
-    return [int(value) for value in values if isinstance(value, int | float)]
 
 
 def _refuse_unsearchable(key: str) -> None:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from graft.errors import ConfigError, RunError
+from graft.environment import without_passwords
+from graft.errors import RunError
+from graft.search.database import open_database, requeue
 from graft.search.journal import open_journal
 from graft.search.owners import is_running, this_process
 from graft.search.sampling import distributions, numbered_sampler, suggested
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 BEAT = 5.0  # seconds between the signs of life of a process
 STALE = 60.0  # seconds without one, after which its trials are taken over; a process of this machine is looked up
-TABLES_TRIES = 10
 
 
 class Study:
@@ -69,7 +70,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.total, self.maximize = space, trials, maximize
         self._distributions = distributions(space)
-        self._storage = _open_storage(storage, journal)
+        self._storage: Any = open_journal(journal) if storage is None else open_database(storage)
         self._study = optuna.create_study(
             storage=self._storage,
             sampler=numbered_sampler(space, sampler, seed=seed, trials=trials),
@@ -149,11 +150,9 @@ class Study:
         """Give signs of life meanwhile, so that no other machine takes this process's trials over."""
         stop = threading.Event()
 
-        from sqlalchemy.exc import SQLAlchemyError
-
         def beat() -> None:
             while not stop.wait(BEAT):
-                with suppress(SQLAlchemyError):  # the database may be back at the next beat
+                with suppress(*storage_errors()):  # the database may be back at the next beat
                     self.sign()
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -175,8 +174,11 @@ class Study:
             engine.dispose()
 
     def release(self) -> None:
-        """Put the trials of this process back into the queue: it is about to stop."""
-        with self._alone:
+        """Put the trials of this process back into the queue: it is about to stop.
+
+        Where the storage cannot be reached they are taken over as those of a process that was killed.
+        """
+        with suppress(*storage_errors()), self._alone:
             for trial in self._running():
                 if trial.user_attrs.get("owner") == self.owner:
                     self._requeue(trial)
@@ -210,10 +212,11 @@ class Study:
         from optuna.trial import TrialState
 
         trial_id = self._trial_id(trial.number)
-        # Read again at the last moment: another process may have taken it over since.
-        now = self._storage.get_trial(trial_id)
-        if now.state is not TrialState.RUNNING or now.user_attrs.get("owner") != trial.user_attrs.get("owner"):
+        if not self._shares_journal:
+            assert trial.datetime_start is not None
+            requeue(self._storage.engine, trial_id, trial.datetime_start)
             return
+        # Nobody else who shares the journal claims a trial meanwhile; its own process may end it.
         with suppress(UpdateFinishedTrialError):
             # Whoever asks for it next has not signed it yet, and is not to be taken for the one who left it.
             self._storage.set_trial_user_attr(trial_id, "owner", None)
@@ -259,36 +262,18 @@ class Study:
                 f"{key}={before.get(key, 'absent')} there and {settings.get(key, 'absent')} here" for key in keys[:5]
             )
             raise RunError(
-                f"{where} holds a search of another configuration: {listed}; give the same one to go on with it, "
-                "or another run_dir (with search.storage, another search.study)"
+                f"{without_passwords(str(where))} holds a search of another configuration: {listed}; give the same one "
+                "to go on with it, or another run_dir (with search.storage, another search.study)"
             )
 
 
-def _open_storage(url: str | None, journal: Path) -> Any:
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What a storage raises that cannot be reached, or written for a while."""
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    if url is None:
-        return open_journal(journal)
-    try:
-        return _open_database(url)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"search.storage={url} cannot be opened: {reason}; accepted is an Optuna URL such as "
-            "postgresql+psycopg://USER@HOST/DATABASE"
-        ) from error
-
-
-def _open_database(url: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage; where another process is making the same tables, once it has."""
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
-
-    for _ in range(TABLES_TRIES):
-        with suppress(IntegrityError, ProgrammingError):
-            return RDBStorage(url)
-        time.sleep(0.5)
-    return RDBStorage(url)
+    # Optuna has its own for what goes wrong in its transactions, and SQLAlchemy's for the rest.
+    return OSError, StorageInternalError, SQLAlchemyError
 
 
 def _outcome(trial: optuna.trial.FrozenTrial) -> Outcome | None:

@@ -105,7 +105,7 @@ def epochs_in_words(epochs: Epochs) -> str:
     noise = "two standard deviations over seeds" if epochs.from_seeds else "1 % of its fall"
     return (
         f"epochs: the best trial gained nothing after step {epochs.step} of {epochs.last} (beyond {epochs.noise:.4f}, "
-        f"{noise}); {epochs.wasted:.0%} of the search's steps came after such a point"
+        f"{noise}); {epochs.wasted:.0%} of what the search trained (in photos) came after such a point"
     )
 
 
@@ -121,8 +121,7 @@ def retrained_in_words(retrained: Retrained, objective: str) -> str:
     """Whether the best trial came out as well again."""
     figures = f"{objective} {retrained.value:.4f} against the trial's {retrained.trial_value:.4f}"
     if retrained.kept == "trial":
-        return (
-            f"retrained: {figures}: worse by more than seeds make ({retrained.noise:.4f}), so the trial's model is kept"
-        )
+        by = "" if retrained.noise is None else f" by more than seeds make ({retrained.noise:.4f})"
+        return f"retrained: {figures}: worse{by}, so the trial's model is kept"
     test = f"; test accuracy {retrained.metrics['test/accuracy']:.4f}" if "test/accuracy" in retrained.metrics else ""
     return f"retrained: {figures}{test}"

@@ -13,6 +13,27 @@ Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
+class Point:
+    """A trial after `step` optimiser steps.
+
+    Attributes:
+        step: optimiser steps so far.
+        epoch: whole epochs so far.
+        ends_epoch: whether an epoch ends here, or the steps that the trial may take.
+        train_loss: mean of the training loss over the steps of this epoch so far.
+        valid_loss: plain cross-entropy on valid.
+        valid_accuracy: in 0..1.
+    """
+
+    step: int
+    epoch: int
+    ends_epoch: bool
+    train_loss: float
+    valid_loss: float
+    valid_accuracy: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a trial ended.
 

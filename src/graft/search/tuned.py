@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,9 @@ from graft.config import OBJECTIVES
 from graft.errors import RunError
 from graft.launcher.trials import TunedTrial
 from graft.report.page import make_report
-from graft.search.advice import skew
+from graft.search.advice import best_number, skew
 from graft.search.board import in_words
-from graft.search.files import best_overrides, write_trials
+from graft.search.files import best_overrides, write_lessons, write_trials
 from graft.search.importance import Importance, importances
 from graft.search.sampling import distributions
 from graft.search.space import Params, Space
@@ -74,23 +73,12 @@ def write_search(
         reasons = "; ".join(sorted({r.outcome.reason for r in records if r.outcome and r.outcome.reason}))
         raise RunError(f"run_dir={run_dir}: none of {len(records)} trials ended well: {reasons or 'no reason told'}")
     maximize = OBJECTIVES[objective]
-    best = (max if maximize else min)(values, key=lambda number: values[number])
+    best = best_number(values, maximize=maximize)
     write_trials(run_dir, records, best)
     write_text(run_dir / "best.yaml", best_overrides(overrides, records[best - 1].params))
     found = importances(list(_frozen(space, records)), list(space.spreads), maximize=maximize, seed=seed)
     sentences = tuple(_sentences(records, found))
-    told = {
-        "objective": objective,
-        "maximize": maximize,
-        "logarithmic": [key for key, spread in space.spreads.items() if spread.log],
-        "importances": [asdict(importance) for importance in found],
-        "gain": None,
-        "epochs": None,
-        "skew": None,
-        "curves": {},
-        "sentences": list(sentences),
-    }
-    write_text(run_dir / "search.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+    write_lessons(run_dir, space, objective, found, sentences)
     return TunedSearch(run_dir, objective, records, best, sentences, make_report(run_dir))
 
 
