@@ -351,6 +351,10 @@ def test_the_policy_allows_all_that_is_asked_for_and_on_this_endpoint_alone() ->
     asked |= {"sagemaker:InvokeEndpoint", "sagemaker:AddTags", "sagemaker:ListTags", "sagemaker:ListEndpoints"}
     assert asked | {"sagemaker:ListModels", "s3:DeleteObject", "iam:TagRole"} <= set(user)
     assert user["sagemaker:DeleteEndpoint"] == ["arn:aws:sagemaker:us-east-1:*:endpoint/dogs"]
+    # `list` looks at every endpoint, for the name does not tell whose it is.
+    assert user["sagemaker:DescribeEndpoint"][0] == "arn:aws:sagemaker:us-east-1:*:endpoint/*"
+    assert "arn:aws:sagemaker:us-east-1:*:endpoint-config/*" in user["sagemaker:DescribeEndpointConfig"]
+    assert user["scheduler:GetSchedule"] == ["arn:aws:scheduler:us-east-1:*:schedule/default/graft-*"]
     assert user["s3:DeleteObject"] == ["arn:aws:s3:::mine/graft/endpoints/Dogs/*"]
     assert {action for action in user if "*" in user[action]} == {
         "sagemaker:ListEndpoints",

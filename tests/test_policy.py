@@ -73,6 +73,30 @@ def test_the_role_reads_photos_and_weights_and_writes_only_its_own_place() -> No
     assert not any(action.startswith("ec2:") for action in role)
 
 
+@pytest.mark.parametrize("version", ["", ":1", ":1@sha256:0123", "@sha256:0123"])
+def test_the_repository_of_an_image_is_known_without_its_version(version: str) -> None:
+    image = f"launcher.image=123456789012.dkr.ecr.eu-west-1.amazonaws.com/of/mine{version}"
+    pulled = allowed(policies(in_cloud(image.replace("=", "='", 1) + "'"))["role"])["ecr:BatchGetImage"]
+    assert pulled == ["arn:aws:ecr:eu-west-1:123456789012:repository/of/mine"]
+
+
+def test_the_documents_are_no_longer_than_iam_accepts() -> None:
+    # White space does not count: "IAM and AWS STS quotas", 6,144 for a managed policy, 10,240 within a role.
+    config = in_cloud(
+        "search.backend=tuning_job",
+        "model.weights=s3://models/resnet50.pth",
+        f"launcher.bucket={'b' * 63}",
+        "launcher.subnets=[subnet-1]",
+        "launcher.security_groups=[sg-1]",
+    )
+    found = policies(config, "e" * 57)
+    lengths = {who: len("".join(json.dumps(document).split())) for who, document in found.items()}
+    assert lengths["user"] <= 6144
+    assert max(lengths["role"], lengths["trust"]) <= 10_240
+    # Why docs/sagemaker.md attaches it: within a user there is place for so much, and it is more with any endpoint.
+    assert len("".join(json.dumps(policies(in_cloud(), "dogs")["user"]).split())) > 2048
+
+
 def test_a_network_takes_more() -> None:
     config = in_cloud("launcher.subnets=[subnet-1]", "launcher.security_groups=[sg-1]")
     assert "ec2:CreateNetworkInterface" in allowed(policies(config)["role"])

@@ -7,6 +7,7 @@ execution roles; names of everything that graft creates begin with graft-.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,17 +84,14 @@ def _of_deployer(config: Config, name: str) -> Iterator[Statement]:
     """What `python -m serve deploy`, predict, list and delete ask for, beside what starting jobs takes."""
     model, settings, endpoint = (_hosted(config, kind, name) for kind in ("model", "endpoint-config", "endpoint"))
     yield _allow([f"sagemaker:{verb}Model" for verb in ("Create", "Describe", "Delete")], [model])
-    yield _allow([f"sagemaker:{verb}EndpointConfig" for verb in ("Create", "Describe", "Delete")], [settings])
+    yield _allow([f"sagemaker:{verb}EndpointConfig" for verb in ("Create", "Delete")], [settings])
     yield _allow(["sagemaker:CreateEndpoint"], [endpoint, settings])
-    yield _allow([f"sagemaker:{verb}Endpoint" for verb in ("Describe", "Delete", "Invoke")], [endpoint])
+    yield _allow([f"sagemaker:{verb}Endpoint" for verb in ("Delete", "Invoke")], [endpoint])
     yield _allow(["sagemaker:AddTags"], [model, settings, endpoint])
-    yield _allow(["sagemaker:ListEndpoints", "sagemaker:ListModels"], ["*"])  # these know no resource
-    yield _allow(
-        ["sagemaker:ListTags"], [_hosted(config, kind, "*") for kind in ("model", "endpoint-config", "endpoint")]
-    )
     yield _allow(["s3:DeleteObject"], [_bucket(config, f"{_own(config)}endpoints/{name}/*")])
-    schedule = f"arn:{_partition(config)}:scheduler:{_region(config)}:*:schedule/default/graft-{name}"
-    yield _allow(["scheduler:GetSchedule", "scheduler:DeleteSchedule"], [schedule])
+    yield from _of_list(config)
+    schedule = _schedule(config, f"graft-{name}")
+    yield _allow(["scheduler:DeleteSchedule"], [schedule])
     if config.serve.ttl == "none":
         return
     role = config.serve.ttl_role or f"arn:{_partition(config)}:iam::*:role/{TTL_ROLE}"
@@ -103,6 +101,15 @@ def _of_deployer(config: Config, name: str) -> Iterator[Statement]:
     }
     if not config.serve.ttl_role:
         yield _allow(["iam:CreateRole", "iam:PutRolePolicy", "iam:TagRole"], [role])
+
+
+def _of_list(config: Config) -> Iterator[Statement]:
+    """What `list` reads, of endpoints of any name: which of them are graft's, it knows by their tags."""
+    model, settings, endpoint = (_hosted(config, kind, "*") for kind in ("model", "endpoint-config", "endpoint"))
+    yield _allow(["sagemaker:ListEndpoints", "sagemaker:ListModels"], ["*"])  # these know no resource
+    yield _allow(["sagemaker:ListTags"], [model, settings, endpoint])
+    yield _allow(["sagemaker:DescribeEndpoint", "sagemaker:DescribeEndpointConfig"], [endpoint, settings])
+    yield _allow(["scheduler:GetSchedule"], [_schedule(config, NAMES)])
 
 
 def _of_container(config: Config, name: str) -> Iterator[Statement]:
@@ -117,6 +124,10 @@ def _of_container(config: Config, name: str) -> Iterator[Statement]:
 def _hosted(config: Config, kind: str, name: str) -> str:
     """ARN of a model, a configuration or an endpoint: SageMaker writes names in lower case there."""
     return f"arn:{_partition(config)}:sagemaker:{_region(config)}:*:{kind}/{name.lower()}"
+
+
+def _schedule(config: Config, name: str) -> str:
+    return f"arn:{_partition(config)}:scheduler:{_region(config)}:*:schedule/default/{name}"
 
 
 _PULL = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
@@ -195,5 +206,6 @@ def _repository(config: Config, image: str | None, of_aws: str) -> str:
     if image and ".dkr.ecr." in image:
         registry, _, name = image.partition("/")
         account, region = registry.split(".")[0], registry.split(".")[3]
-        return f"arn:{_partition(config)}:ecr:{region}:{account}:repository/{name.partition(':')[0]}"
+        name = re.split("[:@]", name)[0]  # without tag and digest
+        return f"arn:{_partition(config)}:ecr:{region}:{account}:repository/{name}"
     return f"arn:{_partition(config)}:ecr:{_region(config)}:*:repository/{of_aws}"
