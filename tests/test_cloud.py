@@ -18,6 +18,7 @@ from graft.config import Config, changed
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls, cloud, follow, submit
 from graft.launcher.cloud import Work, run_in_cloud
+from graft.launcher.job import Entry
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
@@ -231,6 +232,32 @@ def test_a_budget_is_of_all_jobs_of_a_run(script: Script, tmp_path: Path, capsys
     assert ticket.most_usd == pytest.approx(2 * an_hour)
     with pytest.raises(ConfigError, match=r"budget\.usd=1\.5: .*, 1\.47 of it for other jobs of this run or sweep"):
         run_in_cloud(Work(in_cloud(tmp_path, "budget.usd=1.5", "data.images=100")))
+
+
+def test_a_search_whose_time_was_over_goes_on_with_a_larger_budget(
+    server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(server, f"graft/jobs/{NAME}/checkpoints/run/search.json", {"left": 3})
+    script.answer("DescribeTrainingJob", training("Completed", BillableTimeInSeconds=3600))
+    first, second = (Work(in_cloud(tmp_path, f"budget.usd={usd}"), Entry.tune, trials=8) for usd in (1, 2))
+    run_in_cloud(first)
+    with pytest.raises(ConfigError, match=r"budget\.usd=1: .*, 0\.74 of it for other jobs of this run or sweep"):
+        run_in_cloud(first)
+    calls.client.cache_clear()
+    sent: list[dict[str, Any]] = []
+
+    def created(request: dict[str, Any]) -> Answer:
+        sent.append(request)
+        return 200, {"TrainingJobArn": "arn"}
+
+    script.reply("CreateTrainingJob", created)
+    script.answer("DescribeTrainingJob", training("Completed", BillableTimeInSeconds=60))
+    put(server, f"graft/jobs/{NAME}/checkpoints/run/search.json", {"left": 0})
+    monkeypatch.setattr(submit, "new_name", lambda kind: "graft-tune-2")
+    run_in_cloud(second)
+    assert sent[0]["CheckpointConfig"]["S3Uri"] == f"s3://results/graft/jobs/{NAME}/checkpoints"
+    run_in_cloud(second)  # nothing is left: it is fetched once more
+    assert len(sent) == 1
 
 
 def test_the_limits_of_the_jobs_of_a_sweep_are_within_the_budget_together(

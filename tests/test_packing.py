@@ -56,6 +56,12 @@ def test_a_run_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
     assert in_container("search.backend=tuning_job") == in_container()
 
 
+def test_a_search_is_told_its_time_and_a_run_is_not() -> None:
+    config = composed("trainer=sagemaker_gpu", "data=demo", "search.max_minutes=9")
+    assert make_job(config, Entry.tune, max_minutes=4.5).values["search.max_minutes"] == 4.5
+    assert make_job(config, Entry.train).values["search.max_minutes"] == 9
+
+
 def test_a_trial_does_not_look_at_test() -> None:
     config = composed("trainer=sagemaker_gpu", "evaluate.test=true")
     job = make_job(config, Entry.tune, trial=True)

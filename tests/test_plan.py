@@ -14,7 +14,16 @@ from graft.config import Config, SearchBackend, changed
 from graft.errors import ConfigError
 from graft.launcher.calibration import Calibration, look_seconds
 from graft.launcher.job import Entry
-from graft.launcher.plan import Others, check_budget, compare_backends, describe, job_seconds, limits_of, make_plan
+from graft.launcher.plan import (
+    Others,
+    check_budget,
+    compare_backends,
+    describe,
+    job_seconds,
+    limits_of,
+    make_plan,
+    search_minutes,
+)
 from graft.launcher.planned import note_planned, tell_planned, together
 from graft.launcher.prices import Machine, Prices, machines_of, read_prices
 from graft.launcher.requests import Limits
@@ -129,6 +138,23 @@ def test_a_job_of_a_sweep_is_ended_at_its_share_or_at_what_it_is_planned_to_cost
     assert limits_of(plan, config, Others(0.78, to_come=2)).seconds == 527  # a share would be 300 s
     assert limits_of(plan, config, Others(0.18, to_come=None)).seconds == 527
     assert limits_of(plan, config, Others(0.88, to_come=2)).seconds == 100  # what is left
+
+
+def test_a_search_ends_before_its_job_is_ended() -> None:
+    config = in_cloud("budget.usd=0.36")  # 1800 s
+    plan = make_plan(config, Entry.tune, 8, PRICES, CORE, None)
+    # Beside the trials: start 420, copies 1000 x 0.012, end 90.
+    assert search_minutes(plan, config) == pytest.approx((1800 - 522) / 60)
+    assert search_minutes(plan, changed(config, {"search.max_minutes": 3})) == 3
+    assert search_minutes(replace(plan, limits=Limits(400)), config) == 1
+
+
+def test_a_tuning_job_is_ended_after_the_minutes_of_the_search() -> None:
+    config = in_cloud("search.backend=tuning_job", "search.max_minutes=7.5")
+    plan = make_plan(config, Entry.tune, 8, PRICES, CORE, None)
+    assert plan.limits == Limits(14_400, 450)
+    assert limits_of(plan, changed(config, {"budget.usd": 1.8})) == Limits(9000, 450)
+    assert limits_of(plan, changed(config, {"budget.usd": 0.09})) == Limits(450, 225)
 
 
 def test_what_all_jobs_cost_at_most_is_what_their_limits_allow() -> None:

@@ -29,7 +29,8 @@ from graft.errors import ConfigError, RunError
 from graft.search import heads_lockstep, heads_stack, retrain
 from graft.search.board import table
 from graft.search.joint import train_together
-from graft.search.search import SearchResult, search
+from graft.search.publish import publish
+from graft.search.search import SearchResult, search, time_is_up
 from graft.search.space import describe, read_space
 from graft.search.summary import sentences
 from graft.trainer import train
@@ -179,6 +180,36 @@ def test_a_longer_search_goes_on_and_keeps_what_was_best(photos: Path, tmp_path:
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 LRS = "optim.lr=choice(0.002,0.005,0.02,0.03,0.05,0.07,1e6,2e6,3e6)"
+
+
+def test_a_search_whose_time_is_up_ends_whole_and_goes_on_with_more(photos: Path, tmp_path: Path) -> None:
+    found = tune(photos, tmp_path / "search", *SPACE, "search.trials=8", "search.repeats=0", "search.max_minutes=1e-4")
+    # The four that TPE is asked for at first train together; they always begin.
+    assert states(found.run_dir) == {"ok": 4}
+    assert read_json(publish(found).with_name("search.json"))["left"] == found.left == 4  # type: ignore[union-attr]
+    assert next(line for line in sentences(found) if line.startswith("left: ")).startswith(
+        "left: 4 trials, for which there was no time (search.max_minutes; in a job also budget.usd, "
+    )
+    assert (found.run_dir / "best.yaml").exists()
+    assert (found.retrained.run_dir / "bundle" / "manifest.json").exists()
+    more = tune(photos, tmp_path / "search", *SPACE, "search.trials=8", "search.repeats=0", "search.max_minutes=60")
+    assert (states(found.run_dir), more.left) == ({"ok": 8}, 0)
+    assert not [line for line in sentences(more) if line.startswith("left: ")]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seconds", "longest", "is_up"),
+    [
+        (None, 1e9, 1e9, False),
+        (10, 1e9, 0, False),  # the first trials begin whatever came before them
+        (10, 500, 50, False),  # ends at 550, and the search at 600
+        (10, 501, 50, True),
+    ],
+)
+def test_trials_begin_while_they_and_the_end_have_time(
+    minutes: float | None, seconds: float, longest: float, is_up: bool
+) -> None:
+    assert time_is_up(minutes, seconds, longest) is is_up
 
 
 def test_three_that_diverge_and_one_that_raises_are_named_and_the_rest_go_on(

@@ -347,6 +347,9 @@ class SearchConfig:
     repeats: int | None = knob(
         None, "seeds of best and default for the gain's interval; null: 5 where that is cheap", least=0
     )
+    max_minutes: float | None = knob(
+        None, "no trial begins that would not be done by then, nor the rest of the search; null: no limit", above=0
+    )
     backend: SearchBackend = knob(
         SearchBackend.one_job, "on SageMaker: one job for all trials, or its own tuning job with a job for each"
     )

@@ -31,7 +31,7 @@ from graft.storage import local_path, write_text
 from graft.terminal import run_table, say
 
 # They say who runs a job and for how much, not what it computes.
-_NOT_OF_THE_RUN = ("launcher.", "budget.", "search.backend")
+_NOT_OF_THE_RUN = ("launcher.", "budget.", "search.backend", "search.max_minutes")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def run_in_cloud(work: Work) -> Ticket | None:
             note_planned(member.parent, plan, config)
         check_budget(plan, config, others.usd)
         return None
-    if ticket is None or ticket.state in ("Failed", "Stopped"):
+    if ticket is None or ticket.state in ("Failed", "Stopped") or _has_trials_left(ticket, run_dir):
         check_budget(plan, config, others.usd)
         for line in _plan_lines(work, plan, prices, cache, region):
             say(line)
@@ -219,6 +219,16 @@ def _earlier(config: Config, run_dir: Path) -> Ticket | None:
     if not ticket.has_ended:
         say(f"job {ticket.name} was submitted for this run before")
     return ticket
+
+
+def _has_trials_left(ticket: Ticket, run_dir: Path) -> bool:
+    """Whether a job ended its search because its time was over; the next one goes on with its study."""
+    if ticket.state != "Completed" or ticket.kind != "training":
+        return False
+    try:
+        return bool(json.loads((run_dir / "search.json").read_text()).get("left"))
+    except (OSError, ValueError):  # of a run, or not fetched whole: it is fetched now
+        return False
 
 
 def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ticket:

@@ -24,7 +24,14 @@ from graft.launcher.requests import Channel
 _SECRET = "search.storage"  # a URL with a password
 
 
-def make_job(config: Config, entry: Entry, overrides: tuple[str, ...] = (), *, trial: bool = False) -> Job:
+def make_job(
+    config: Config,
+    entry: Entry,
+    overrides: tuple[str, ...] = (),
+    *,
+    trial: bool = False,
+    max_minutes: float | None = None,
+) -> Job:
     """What the container runs: this configuration, with its own launcher and its own places.
 
     Who runs it and for how much is left out: a run goes on only with the configuration that it began with, and a
@@ -35,12 +42,14 @@ def make_job(config: Config, entry: Entry, overrides: tuple[str, ...] = (), *, t
         entry: which of the two.
         overrides: what the command line said, for the record.
         trial: it is one of a tuning job's: a training, which must not choose on test.
+        max_minutes: of a search, so that it ends before its job is ended; None: the configuration's.
     """
+    minutes = max_minutes or config.search.max_minutes
     local = replace(
         config,
         launcher=LauncherConfig(),
         budget=BudgetConfig(),
-        search=replace(config.search, backend=SearchBackend.one_job, storage=None),
+        search=replace(config.search, backend=SearchBackend.one_job, storage=None, max_minutes=minutes),
         run_dir=str(TRIAL_RUN_DIR if trial else RUN_DIR),
         features=replace(config.features, cache_dir=str(CACHE_DIR)),
         evaluate=EvaluateConfig(test=False) if trial else config.evaluate,

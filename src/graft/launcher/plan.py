@@ -23,6 +23,7 @@ _START_S = Span(90, 420)
 _END_S = Span(20, 90)
 _COPY_S = Span(0.002, 0.012)  # a photo from S3 to the job's disk
 _HEAD_S = Span(0.000_01, 0.000_1)  # one photo's features through one head and back, once
+_LEAST_SEARCH_S = 60  # a search has at least so long, whatever its start may take
 _BACKWARD = 3  # forward and backward pass of a backbone that trains, against the forward pass alone
 
 
@@ -145,8 +146,14 @@ def job_seconds(config: Config, trials: int, calibration: Calibration, machine: 
     else:
         work = look.times(photos)
         fit = look.times(_BACKWARD * photos * config.trainer.max_epochs * trials / config.trainer.num_nodes)
+    return _beside_seconds(config).plus(work).plus(fit)
+
+
+def _beside_seconds(config: Config) -> Span:
+    """Billed seconds of a job beside its work."""
+    photos, _ = photo_count(config)
     copied = _COPY_S.times(photos if config.data.kind is DataKind.folder else 0)
-    return _START_S.plus(copied).plus(work).plus(fit).plus(_END_S)
+    return _START_S.plus(copied).plus(_END_S)
 
 
 def photo_count(config: Config) -> tuple[int, str]:
@@ -165,13 +172,20 @@ def limits_of(plan: Plan, config: Config, others: Others = ALONE) -> Limits:
     where that is more: however long the jobs run, all of them together stay within the budget.
     """
     hours = _longest_seconds(config)
+    whole = config.search.max_minutes and math.ceil(60 * config.search.max_minutes)
     if config.budget.usd is None or plan.usd is None or plan.usd_per_hour is None:
-        return Limits(hours)
+        return Limits(hours, whole)
     left = config.budget.usd - others.usd
     share = left / others.to_come if others.to_come else 0.0
     allowed = min(left, max(share, plan.usd.high))
     paid = seconds_for(allowed, plan.usd_per_hour * plan.instances)
-    return Limits(min(hours, paid), max(paid // plan.parallel, 1))
+    return Limits(min(hours, paid), min(max(paid // plan.parallel, 1), whole or paid))
+
+
+def search_minutes(plan: Plan, config: Config) -> float:
+    """`search.max_minutes` of a search in one job, so that it ends by itself before its limits end it hard."""
+    left = max(plan.limits.seconds - _beside_seconds(config).high, _LEAST_SEARCH_S) / 60
+    return min(left, config.search.max_minutes or math.inf)
 
 
 def _longest_seconds(config: Config) -> int:

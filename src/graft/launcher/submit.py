@@ -17,7 +17,7 @@ from graft.launcher.calls import client, code_of, explained, is_passing
 from graft.launcher.images import find_image
 from graft.launcher.job import Entry
 from graft.launcher.packing import channels_of, file_md5, make_job, weights_uri
-from graft.launcher.plan import Plan
+from graft.launcher.plan import Plan, search_minutes
 from graft.launcher.presence import was_created
 from graft.launcher.requests import (
     Request,
@@ -152,7 +152,9 @@ def _send_files(submission: Submission, account: Account, name: str) -> None:
 
 
 def _send_source(submission: Submission, account: Account, name: str) -> None:
-    job = make_job(submission.config, submission.entry, submission.overrides, trial=bool(submission.spreads))
+    config, entry, trial = submission.config, submission.entry, bool(submission.spreads)
+    minutes = search_minutes(submission.plan, config) if entry is Entry.tune and not trial else None
+    job = make_job(config, entry, submission.overrides, trial=trial, max_minutes=minutes)
     put(source_uri(account, name), pack_source(job))
 
 

@@ -48,6 +48,7 @@ def write_lessons(
     epochs: Epochs | None = None,
     skew: Skew | None = None,
     records: Sequence[Record] = (),
+    left: int = 0,
 ) -> None:
     """Write search.json: what study.json does not say; graft.report.trials reads it.
 
@@ -61,6 +62,7 @@ def write_lessons(
         epochs: likewise.
         skew: likewise.
         records: of trials whose learning curves are known.
+        left: trials for which there was no time.
     """
     content = {
         "objective": objective,
@@ -72,6 +74,7 @@ def write_lessons(
         "skew": asdict(skew) if skew else None,
         "curves": {r.number: [p for p in r.curve if math.isfinite(p[1])] for r in records if r.curve},
         "sentences": list(sentences),
+        "left": left,
     }
     write_text(run_dir / "search.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
 

@@ -22,5 +22,6 @@ def publish(result: SearchResult) -> Path | None:
         epochs=result.epochs,
         skew=result.skew,
         records=result.records,
+        left=result.left,
     )
     return make_report(result.run_dir)

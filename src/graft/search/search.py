@@ -32,6 +32,8 @@ from graft.search.study import Study
 from graft.search.trials import Curve, Outcome, Record
 from graft.storage import local_path, write_text
 
+# They say how far a search goes and where it is kept, not what its trials are.
+_OF_ITS_COURSE = ("search.trials", "search.max_minutes", "search.storage", "search.repeats", "search.study")
 POLL = 0.3  # seconds between looks at trials that other processes run
 
 
@@ -51,6 +53,7 @@ class SearchResult:
         skew: what epochs explain, where they were searched.
         repeats: best and default with other seeds.
         retrained: the best configuration, trained by the ordinary way.
+        left: trials for which there was no time.
         seconds: this process took.
     """
 
@@ -65,6 +68,7 @@ class SearchResult:
     skew: Skew | None
     repeats: Repeats
     retrained: Retrained
+    left: int
     seconds: float
 
 
@@ -91,7 +95,7 @@ def search(
         write_text(run_dir / "config.yaml", to_yaml(_without_storage(config)))
         trials = HeadTrials(config) if train_together(config, space) else RunTrials(config, run_dir, train)
         try:
-            run_trials(config, space, study, trials)
+            run_trials(config, space, study, trials, started)
         except BaseException:
             study.release()
             raise
@@ -126,8 +130,8 @@ def open_study(config: Config, space: Space, run_dir: Path) -> Study:
     )
 
 
-def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | RunTrials) -> None:
-    """Claim, run and tell until no trial of the search is left, those of other processes included."""
+def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | RunTrials, started: float) -> None:
+    """Claim, run and tell until no trial of the search is left, those of other processes included, or time is up."""
     s, run_dir = config.search, local_path(config.run_dir, "run_dir")
     if study.unfinished():
         trials.prepare()
@@ -148,7 +152,9 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
             board.refresh()
 
         stops = () if s.pruner is Pruner.none else rungs(*trials.lengths(space))
-        while left := study.unfinished():
+        longest = 0.0
+        while (left := study.unfinished()) and not time_is_up(s.max_minutes, time.perf_counter() - started, longest):
+            began = time.perf_counter()
             together = 1
             if isinstance(trials, HeadTrials):
                 together = portion(s.sampler.name, study.total, study.total - left, trials.device)
@@ -156,12 +162,27 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
             board.refresh()
             if claimed:
                 trials.run(claimed, stops, at_rung, at_end)
+                longest = max(longest, time.perf_counter() - began)
                 # so that a report can be made half-way, and of a search that was killed
                 values = study.values()
                 best = best_number(values, maximize=study.maximize) if values else None
                 write_trials(run_dir, study.records(), best)
             else:
                 time.sleep(POLL)
+
+
+def time_is_up(minutes: float | None, seconds: float, longest: float) -> bool:
+    """Whether no more trials may begin, for they would not be done in time.
+
+    Their time is that of the longest so far, and the end of a search (other seeds, training the best again) is given
+    as much; so the first ones always begin.
+
+    Args:
+        minutes: `search.max_minutes`.
+        seconds: since the search began.
+        longest: seconds of the trials, or of those that were trained together, that took longest; 0: none so far.
+    """
+    return minutes is not None and longest > 0 and seconds + 2 * longest > 60 * minutes
 
 
 def finish(
@@ -204,6 +225,7 @@ def finish(
         skew=epochs_skew(space, records, values),
         repeats=repeats,
         retrained=retrained,
+        left=study.unfinished(),
         seconds=time.perf_counter() - started,
     )
 
@@ -234,7 +256,7 @@ def lowest(curve: Curve) -> float:
 def _settings(config: Config) -> dict[str, str]:
     """What must be the same for the trials of a search to compare, as text by key."""
     # trials leave test shut whatever is said of it, and the search goes on with more of them
-    other = (*WITHOUT_EFFECT, "evaluate.test", *("search.trials", "search.storage", "search.repeats", "search.study"))
+    other = (*WITHOUT_EFFECT, "evaluate.test", *_OF_ITS_COURSE)
     values = {key: str(value) for key, value in flatten(config).items() if not key.startswith(other)}
     if config.search.storage:  # machines that share a study may keep the same photos and weights in other places
         values |= {key: Path(values[key]).name for key in ("data.root", "model.weights")}

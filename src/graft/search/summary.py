@@ -53,6 +53,8 @@ def sentences(result: SearchResult) -> Iterator[str]:
     """Everything a search has to say, a line each."""
     yield trials_in_words(result.records)
     yield from troubles(result.records)
+    if result.left:
+        yield left_in_words(result.left)
     yield gain_in_words(result.gain, result.best, result.objective)
     yield importance_in_words(result.importances)
     if result.epochs:
@@ -79,6 +81,14 @@ def troubles(records: Sequence[Record]) -> Iterator[str]:
         yield f"  trial {record.number} {record.outcome.state} ({in_words(record.params)}): {record.outcome.reason}"
     if len(found) > REASONS:
         yield f"  and {len(found) - REASONS} more, all in study.json"
+
+
+def left_in_words(left: int) -> str:
+    """What the time of a search was too short for."""
+    return (
+        f"left: {left} trials, for which there was no time (search.max_minutes; in a job also budget.usd, "
+        "launcher.max_hours); the same command with more goes on with them"
+    )
 
 
 def gain_in_words(gain: Gain | None, best: int, objective: str) -> str:
