@@ -9,7 +9,7 @@ from typing import Any
 
 from graft.errors import CloudError
 from graft.launcher.calls import client, explained
-from graft.launcher.listing import in_words, list_jobs
+from graft.launcher.listing import in_words, list_jobs, usd_so_far
 from graft.launcher.prices import Prices, read_prices
 from graft.storage import local_path
 from serve.endpoint_arguments import read_endpoint_arguments
@@ -29,6 +29,7 @@ class Costing:
         age_s: seconds for which it has been billed at most.
         usd: so far, at most; None where the price is not known or nothing is billed by the hour.
         end: when it ends by itself, or what to do.
+        unpriced: what of it is billed by the hour at a price that is not known.
     """
 
     what: str
@@ -38,6 +39,7 @@ class Costing:
     age_s: float
     usd: float | None
     end: str
+    unpriced: tuple[str, ...] = ()
 
 
 def show(argv: Sequence[str]) -> None:
@@ -73,12 +75,14 @@ def of_endpoint(answer: dict[str, Any], config: dict[str, Any], end: str, prices
     """From the answers of DescribeEndpoint and DescribeEndpointConfig; its age is billed, but for its creation."""
     variants = config.get("ProductionVariants", [])
     machines = [(int(variant["InitialInstanceCount"]), str(variant["InstanceType"])) for variant in variants]
-    age = _age(answer["CreationTime"])
-    per_hour = [price and count * price for count, name in machines for price in [prices.of(name, region)]]
-    known = [usd for usd in per_hour if usd is not None]
-    usd = sum(known) * age / 3600 if machines and len(known) == len(machines) else None
-    listed = ", ".join(f"{count} x {name}" for count, name in machines)
-    return Costing("endpoint", str(answer["EndpointName"]), str(answer["EndpointStatus"]), listed, age, usd, end)
+    name, age = str(answer["EndpointName"]), _age(answer["CreationTime"])
+    per_hour = {machine: prices.of(machine, region) for _, machine in machines}
+    unpriced = tuple(machine for machine, price in per_hour.items() if price is None)
+    if not machines:  # its configuration is gone
+        unpriced = (f"the machine of {name}",)
+    usd = None if unpriced else sum(count * (per_hour[machine] or 0.0) for count, machine in machines) * age / 3600
+    listed = ", ".join(f"{count} x {machine}" for count, machine in machines)
+    return Costing("endpoint", name, str(answer["EndpointStatus"]), listed, age, usd, end, unpriced)
 
 
 def list_running_jobs(region: str, prices: Prices) -> Iterator[Costing]:
@@ -91,9 +95,9 @@ def list_running_jobs(region: str, prices: Prices) -> Iterator[Costing]:
             yield Costing(f"{job.kind} job", job.name, job.state, "its trials'", job.ran_s, None, how)
             continue
         name, count = job.machines
-        price = prices.of(name, region)
-        usd = None if price is None else price * count * job.ran_s / 3600
-        yield Costing("training job", job.name, job.state, f"{count} x {name}", job.ran_s, usd, how)
+        usd = usd_so_far(job, region, prices)
+        unpriced = (name,) if usd is None else ()
+        yield Costing("training job", job.name, job.state, f"{count} x {name}", job.ran_s, usd, how, unpriced)
 
 
 def list_left_over(region: str) -> Iterator[Costing]:
@@ -137,9 +141,21 @@ def _print_table(found: Sequence[Costing], region: str, prices: Prices) -> None:
     for column in ("what", "name", "state", "machines", "age", "so far", "ends"):
         table.add_column(column, overflow="fold")
     for row in found:
-        usd = "" if row.machines == "none" else "unknown" if row.usd is None else f"${row.usd:.2f}"
+        usd = "unknown" if row.unpriced else "" if row.usd is None else f"${row.usd:.2f}"
         table.add_row(row.what, row.name, row.state, row.machines, in_words(row.age_s), usd, row.end)
     out = Console(width=None if sys.stdout.isatty() else 160)
     out.print(table)
+    out.print(in_all(found, region, prices), highlight=False, soft_wrap=True)
+
+
+def in_all(found: Sequence[Costing], region: str, prices: Prices) -> str:
+    """What all of it has cost so far, and of what that is not known."""
     total = sum(row.usd or 0 for row in found)
-    out.print(f"at most ${total:.2f} so far, at {prices.region}'s prices of {prices.date}", highlight=False)
+    known = f"${total:.2f} so far, at {prices.region}'s prices of {prices.date}"
+    unpriced = list(dict.fromkeys(name for row in found for name in row.unpriced))
+    if not unpriced:
+        return f"at most {known}"
+    return (
+        f"at least {known}; no price of {', '.join(unpriced)} in {region} "
+        f"(`python -m graft.launcher prices {region}` reads AWS's list)"
+    )

@@ -25,7 +25,7 @@ from graft.launcher.validation import problems
 from serve.arguments import read_arguments
 from serve.endpoint import deploy
 from serve.endpoint_arguments import read_endpoint_arguments
-from serve.endpoint_listing import of_endpoint
+from serve.endpoint_listing import Costing, in_all, of_endpoint
 from serve.endpoint_plan import check_endpoint_budget, hours_of, make_endpoint_plan
 from serve.endpoint_requests import (
     RUNTIME_KEYS,
@@ -339,8 +339,22 @@ def test_dollars_so_far() -> None:
     row = of_endpoint(answer, config, "never", PRICES, "us-east-1")
     assert row.machines == "2 x ml.m5.large"
     assert row.usd == pytest.approx(2.3, abs=0.01)
-    assert of_endpoint(answer, config, "never", PRICES, "eu-west-1").usd is None
-    assert of_endpoint(answer, {}, "never", PRICES, "us-east-1").usd is None
+    elsewhere = of_endpoint(answer, config, "never", PRICES, "eu-west-1")
+    assert (elsewhere.usd, elsewhere.unpriced) == (None, ("ml.m5.large",))
+    unknown = of_endpoint(answer, {}, "never", PRICES, "us-east-1")
+    assert (unknown.usd, unknown.unpriced) == (None, ("the machine of dogs",))
+
+
+def test_a_sum_does_not_count_an_unknown_price_as_nothing() -> None:
+    job = Costing("training job", "a", "InProgress", "1 x ml.m5.large", 3600, 0.5, "")
+    search = Costing("tuning job", "b", "InProgress", "its trials'", 3600, None, "")
+    dear = replace(job, usd=None, unpriced=("ml.p5.48xlarge",))
+    dated = f"at {PRICES.region}'s prices of {PRICES.date}"
+    assert in_all([job, job, search], "us-east-1", PRICES) == f"at most $1.00 so far, {dated}"
+    assert in_all([job, dear, dear], "us-east-1", PRICES) == (
+        f"at least $0.50 so far, {dated}; no price of ml.p5.48xlarge in us-east-1 "
+        "(`python -m graft.launcher prices us-east-1` reads AWS's list)"
+    )
 
 
 def test_the_policy_allows_all_that_is_asked_for_and_on_this_endpoint_alone() -> None:

@@ -109,12 +109,20 @@ def table(jobs: Sequence[Listed], region: str, prices: Prices) -> None:
 
 
 def cost(job: Listed, region: str, prices: Prices) -> str:
-    """Dollars of a job that is billed now; its trials stand for a tuning job, and waiting is counted too."""
+    """Dollars of a job that is billed now, in words; its trials stand for a tuning job."""
     if job.machines is None:
         return ""
+    usd = usd_so_far(job, region, prices)
+    return f"no price of {job.machines[0]}" if usd is None else f"${usd:.2f}"
+
+
+def usd_so_far(job: Listed, region: str, prices: Prices) -> float | None:
+    """Dollars of a job whose machines are known, at most: waiting is counted too. None where the price is not known."""
+    if job.machines is None:
+        return None
     name, count = job.machines
     price = prices.of(name, region)
-    return f"no price of {name}" if price is None else f"${job.ran_s / 3600 * price * count:.2f}"
+    return None if price is None else job.ran_s / 3600 * price * count
 
 
 def in_words(seconds: float) -> str:
