@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from graft.errors import CloudError, ConfigError, GraftError
-from graft.launcher.calls import is_passing
 from graft.launcher.packing import file_md5
 from graft.launcher.validation import check_request
 from graft.s3 import S3Store
@@ -17,9 +16,7 @@ from graft.terminal import say, status_line
 from serve.endpoint_parity import check_endpoint
 from serve.endpoint_removal import remove_all, what_remains
 from serve.endpoint_requests import Deployment, Kind, Resource, Step, steps_of
-from serve.endpoint_resources import LONGEST_PAUSE_S, Pause, create, describe, make_ttl_role
-
-GIVE_UP_S = 600.0  # AWS not answering for so long is no passing fault
+from serve.endpoint_resources import Pause, create, describe, make_ttl_role, minutes_since, patiently
 
 
 def make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:
@@ -75,26 +72,19 @@ def wait_for_endpoint(name: str, region: str, *, pause: Pause = time.sleep) -> N
     Raises:
         CloudError: its creation failed, it is gone, or AWS has not answered for ten minutes.
     """
-    endpoint, started, heard = Resource(Kind.endpoint, name), time.monotonic(), time.monotonic()
+    endpoint, started = Resource(Kind.endpoint, name), time.monotonic()
     with status_line("asking SageMaker") as line:
-        while True:
-            now = time.monotonic()
-            try:
-                answer = describe(endpoint, region)
-                heard = now
-            except CloudError as error:
-                if not is_passing(error) or now - heard > GIVE_UP_S:
-                    raise
-                say(f"{error}; still waiting")
-            else:
-                if answer is None:
-                    raise CloudError(f"{endpoint} is gone: somebody has deleted it")
-                if answer["EndpointStatus"] == "InService":
-                    return
-                if answer["EndpointStatus"] in ("Failed", "OutOfService"):
-                    raise CloudError(_failed(endpoint, str(answer.get("FailureReason", "no reason is given"))))
-                line(f"{endpoint}: {answer['EndpointStatus']}, {(now - started) / 60:.0f} min (usually 3 .. 10)")
-            pause(min(LONGEST_PAUSE_S, 0.5 + (now - started) / 30))
+
+        def is_in_service() -> bool | None:
+            answer = describe(endpoint, region)
+            if answer is None:
+                raise CloudError(f"{endpoint} is gone: somebody has deleted it")
+            if answer["EndpointStatus"] in ("Failed", "OutOfService"):
+                raise CloudError(_failed(endpoint, str(answer.get("FailureReason", "no reason is given"))))
+            line(f"{endpoint}: {answer['EndpointStatus']}, {minutes_since(started)} (usually 3 .. 10)")
+            return answer["EndpointStatus"] == "InService" or None
+
+        patiently(is_in_service, pause)
 
 
 def log_group(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from graft.errors import CloudError
 from serve.endpoint_requests import Kind, Resource
-from serve.endpoint_resources import comes_to_be_of, is_of, remove
+from serve.endpoint_resources import comes_to_be_of, is_of, patiently, remove
 
 # The endpoint first, for it is billed; its schedule stays as long as it does. The model last, for it knows where the
 # archive is.
@@ -43,7 +43,7 @@ def _is_to_go(resource: Resource, region: str, deployment: str) -> bool:
     if resource.kind is Kind.archive:  # its address holds the deployment
         return True
     if resource.kind is Kind.endpoint:
-        return comes_to_be_of(resource, region, deployment)
+        return patiently(lambda: comes_to_be_of(resource, region, deployment))
     return is_of(resource, region, deployment)
 
 

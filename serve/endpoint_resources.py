@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from graft.errors import CloudError, ConfigError
 from graft.launcher.account import Account
 from graft.launcher.calls import client, code_of, explained, is_absent, is_passing, message_of
 from graft.launcher.validation import check_request
+from graft.terminal import say, status_line
 from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, Step, ttl_role_steps
 
 # Of a kind: its service, the operations that describe and delete it, and the parameter that names it.
@@ -22,12 +23,14 @@ _OPERATIONS = {
 _ARNS = {Kind.model: "ModelArn", Kind.config: "EndpointConfigArn", Kind.endpoint: "EndpointArn"}
 _MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack")  # an endpoint that cannot be deleted yet
 LONGEST_PAUSE_S = 10.0
+GIVE_UP_S = 600.0  # AWS not answering for so long is no passing fault
 # IAM tells all its servers of a new role within seconds; Scheduler refuses one that it has not heard of.
 _ROLE_S = 60.0
 # A request whose connection broke may arrive after that; AWS's own answers take seconds.
 LATE_S = 30.0
 
 Pause = Callable[[float], None]
+Found = TypeVar("Found")
 
 
 def describe(resource: Resource, region: str) -> dict[str, Any] | None:
@@ -164,15 +167,52 @@ def make_ttl_role(account: Account) -> None:
                 raise
 
 
+def patiently(step: Callable[[], Found | None], pause: Pause = time.sleep) -> Found:
+    """Repeat a step until it gives something; that AWS does not answer meanwhile is told, and sat out.
+
+    Raises:
+        CloudError: of the step; AWS denies, or has not answered for `GIVE_UP_S` seconds.
+    """
+    started = heard = time.monotonic()
+    while True:
+        now = time.monotonic()
+        try:
+            found = step()
+            heard = now
+        except CloudError as error:
+            if not is_passing(error) or now - heard > GIVE_UP_S:
+                raise
+            say(f"{error}; still waiting")
+            found = None
+        if found is not None:
+            return found
+        pause(min(LONGEST_PAUSE_S, 0.5 + (now - started) / 30))
+
+
+def minutes_since(started: float) -> str:
+    """Of `time.monotonic`, in words."""
+    return f"{(time.monotonic() - started) / 60:.0f} min"
+
+
 def _remove_endpoint(resource: Resource, region: str, pause: Pause) -> bool:
     """As `remove`; one that is being created can only be deleted after that."""
-    started, was_there = time.monotonic(), False
-    while (answer := describe(resource, region)) is not None:
-        was_there = True
-        if answer["EndpointStatus"] not in (*_MOVING, "Deleting"):
-            _delete(resource, region)
-        pause(min(LONGEST_PAUSE_S, 0.5 + (time.monotonic() - started) / 30))
-    return was_there
+    started, seen = time.monotonic(), list[str]()
+    with status_line(f"deleting {resource}") as line:
+
+        def was_there() -> bool | None:
+            answer = describe(resource, region)
+            if answer is None:
+                return bool(seen)
+            status = str(answer["EndpointStatus"])
+            if status in _MOVING and status not in seen:
+                say(f"{resource} is {status}: it can be deleted once that has ended, which may take an hour")
+            seen.append(status)
+            line(f"deleting {resource}: {status}, {minutes_since(started)}")
+            if status not in (*_MOVING, "Deleting"):
+                _delete(resource, region)
+            return None
+
+        return patiently(was_there, pause)
 
 
 def _delete(resource: Resource, region: str) -> bool:

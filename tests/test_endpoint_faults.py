@@ -24,8 +24,10 @@ from serve.endpoint import delete, deploy
 from serve.endpoint_listing import show
 from serve.endpoint_parity import check_endpoint
 from serve.endpoint_predicting import predict
+from serve.endpoint_requests import Kind, Resource
 from tests.aws.server import BUCKET, LocalAws
-from tests.scripted import BROKEN, DENIED, REGION, THROTTLED, Answer, _response
+from tests.s3server import CREDENTIALS
+from tests.scripted import ABSENT, BROKEN, DENIED, REGION, THROTTLED, Answer, Script, _response
 from tests.test_endpoint import ACCOUNT_KEYS, archive_of, leftovers, running
 
 __all__ = ["running"]  # the fixture: a local AWS
@@ -324,6 +326,55 @@ def test_waiting_outlives_throttling(aws: LocalAws, packed_run: Path, capsys: py
         "ThrottlingException to each of 6 attempts; try again in some minutes; still waiting" in capsys.readouterr().err
     )
     delete(["endpoint=dogs"])
+
+
+DOGS = Resource(Kind.endpoint, "dogs")
+
+
+def state(status: str) -> Answer:
+    """What DescribeEndpoint says."""
+    return 200, {"EndpointName": "dogs", "EndpointStatus": status}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    yield Script(monkeypatch)
+    calls.client.cache_clear()
+
+
+def test_an_endpoint_that_is_being_created_is_deleted_after_that_and_passing_faults_are_sat_out(
+    script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silence = [BROKEN] * 6  # one look
+    moving = [state("Creating"), *silence, state("Creating")]
+    script.answer("DescribeEndpoint", *moving, state("InService"), state("InService"), state("Deleting"), ABSENT)
+    script.answer("DeleteEndpoint", *[THROTTLED] * 6, (200, {}))
+    assert resources.remove(DOGS, REGION, pause=lambda seconds: None)
+    assert script.asked["DeleteEndpoint"] == 7
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "endpoint dogs is Creating: it can be deleted once that has ended, which may take an hour",
+        "endpoint dogs: AWS answered InternalFailure to each of 6 attempts; try again in some minutes; still waiting",
+        "deleting endpoint dogs: AWS answered ThrottlingException to each of 6 attempts; try again in some minutes; "
+        "still waiting",
+    ]
+    assert not resources.remove(DOGS, REGION)  # it is gone
+
+
+def test_what_aws_denies_or_does_not_answer_for_ten_minutes_is_given_up(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.answer("DescribeEndpoint", DENIED)
+    with pytest.raises(CloudError, match="endpoint dogs: denied"):
+        resources.remove(DOGS, REGION)
+    assert resources.GIVE_UP_S == 600
+    monkeypatch.setattr(resources, "GIVE_UP_S", -1.0)
+    calls.client.cache_clear()
+    script.answer("DescribeEndpoint", BROKEN)
+    with pytest.raises(CloudError, match="AWS answered InternalFailure"):
+        resources.remove(DOGS, REGION)
 
 
 @pytest.mark.parametrize(
