@@ -193,6 +193,8 @@ def test_an_endpoint_answers_with_the_uploaded_model_until_it_is_deleted(aws: Lo
     assert client.describe_endpoint(EndpointName="stripes")["EndpointStatus"] == "Creating"
     with pytest.raises(runtime.exceptions.ClientError, match=r"Endpoint stripes of account .* is not in service"):
         runtime.invoke_endpoint(EndpointName="stripes", Body=b"")
+    with pytest.raises(client.exceptions.ClientError, match=r'Cannot update in-progress endpoint "arn:aws:sagemaker:'):
+        client.delete_endpoint(EndpointName="stripes")
     client.get_waiter("endpoint_in_service").wait(EndpointName="stripes", WaiterConfig={"Delay": 1})
     photo = sorted((packed_run.parent / "photos" / "test" / "class_2").iterdir())[0].read_bytes()
     answer = runtime.invoke_endpoint(
@@ -253,6 +255,32 @@ def test_an_endpoint_whose_container_ends_has_failed(aws: LocalAws, packed_run: 
     reason = client.describe_endpoint(EndpointName="broken")["FailureReason"]
     assert "did not pass the ping health check" in reason
     client.delete_endpoint(EndpointName="broken")
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        (b"no archive", "Failed to extract model data archive for container"),
+        (None, "Failed to download model data for container"),
+    ],
+)
+def test_an_endpoint_whose_archive_is_damaged_or_gone_has_failed(
+    aws: LocalAws, archive: bytes | None, reason: str
+) -> None:
+    client, s3, key = aws.client("sagemaker"), aws.client("s3"), "damaged/model.tar.gz"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=archive or b"")
+    client.create_model(**model_request(HERE, "damaged", f"s3://{BUCKET}/{key}"))
+    client.create_endpoint_config(**endpoint_config_request(HERE, "damaged", "damaged"))
+    if archive is None:
+        s3.delete_object(Bucket=BUCKET, Key=key)
+    client.create_endpoint(**endpoint_request(HERE, "damaged", "damaged"))
+    wait_for(
+        lambda: client.describe_endpoint(EndpointName="damaged")["EndpointStatus"] == "Failed", seconds=20, pause=0.05
+    )
+    assert client.describe_endpoint(EndpointName="damaged")["FailureReason"].startswith(reason)
+    client.delete_endpoint(EndpointName="damaged")
+    client.delete_endpoint_config(EndpointConfigName="damaged")
+    client.delete_model(ModelName="damaged")
 
 
 def archived(aws: LocalAws, key: str) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import tarfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from botocore.exceptions import ClientError
 
 from tests.aws.account import ACCOUNT, LogStream, arn, check_role, environment, list_objects, split_uri
 from tests.aws.containers import container_of
@@ -67,21 +71,31 @@ class Endpoint:
 
     def _run(self) -> None:
         log = LogStream(self.url, self.log_group, f"{self.variant}/i-0123456789abcdef0")
-        self._unpack(self.folder / "model")
         container = self.model["PrimaryContainer"]
         environ = {**environment(self.url), **container.get("Environment", {})}
+        place = f"""for container "container_1" from URL: "{container["ModelDataUrl"]}". Please ensure that"""
         try:
+            self._unpack(self.folder / "model")
             with container_of(container["Image"])(self.folder, environ, log.write, self.deleted) as self.port:
                 self._settle("InService")
                 self._wait(log)
+        except ClientError:
+            self._fail(f"Failed to download model data {place} there is an object located at the URL.", log)
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile):
+            self._fail(f"Failed to extract model data archive {place} it is a valid tar.gz archive.", log)
         except TimeoutError:
-            self.failure = (
+            self._fail(
                 f"The primary container for production variant {self.variant} did not pass the ping health check. "
-                "Please check CloudWatch logs for this endpoint."
+                "Please check CloudWatch logs for this endpoint.",
+                log,
             )
-            self._settle("Failed")
-            self._wait(log)
         log.flush()
+
+    def _fail(self, reason: str, log: LogStream) -> None:
+        """It stays, failed, until it is deleted."""
+        self.failure = reason
+        self._settle("Failed")
+        self._wait(log)
 
     def _wait(self, log: LogStream) -> None:
         """Until it is deleted."""
@@ -210,9 +224,11 @@ class Hosting:
             raise invalid(f'Could not find endpoint "{arn("endpoint", name)}".') from None
 
     def delete_endpoint(self, request: Request) -> dict[str, Any]:
-        """End a container; configuration and model stay."""
-        self.endpoint(request["EndpointName"]).delete()
-        del self.endpoints[request["EndpointName"]]
+        """End a container that has come up, or has failed to; configuration and model stay."""
+        name = request["EndpointName"]
+        if self.endpoint(name).status == "Creating":
+            raise invalid(f'Cannot update in-progress endpoint "{arn("endpoint", name)}".')
+        self.endpoints.pop(name).delete()
         return {}
 
     def list_endpoints(self, request: Request) -> dict[str, Any]:
