@@ -65,10 +65,15 @@ def tune_by_service(config: Config, space: Space, trials: int) -> None:
 
     found = tune_in_cloud(Work(config, Entry.tune, overrides_given(), trials, space.spreads))
     if found:
+        from graft.launcher.bill import note_on_pages
+        from graft.launcher.ticket import read_ticket
         from graft.search.tuned import print_tuned, write_search
 
         run_dir, s = Path(config.run_dir).expanduser(), config.search
-        print_tuned(write_search(run_dir, space, s.objective, found, overrides_given(), s.seed))
+        searched = write_search(run_dir, space, s.objective, found, overrides_given(), s.seed)
+        if ticket := read_ticket(run_dir):
+            note_on_pages(ticket, run_dir)
+        print_tuned(searched)
 
 
 def search(config: Config) -> SearchResult:

@@ -84,7 +84,8 @@ def test_a_tuning_job_leaves_what_a_search_leaves(tmp_path: Path, photos: str) -
     assert f"hidden: {best['params']['model.hidden']}" in kept
     assert f"optim.lr={best['params']['optim.lr']}" in (run / "best.yaml").read_text()
     assert "trials: 2, 2 ok" in out
-    assert (run / "report.html").exists()
+    for page in (run / "report.html", run / "best" / "report.html"):
+        assert "; billed: " in page.read_text()
 
 
 def most_at_a_time(tickets: Sequence[Ticket | None]) -> int:
@@ -123,3 +124,5 @@ def test_a_whole_search_is_one_job(tmp_path: Path, photos: str) -> None:
     assert (run / "best" / "bundle" / "manifest.json").exists()
     assert f"next: python train.py overrides_from={run}/best.yaml" in err
     assert (run / "best.yaml").exists()
+    for page in (run / "report.html", run / "best" / "report.html"):
+        assert "; billed: " in page.read_text()

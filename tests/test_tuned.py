@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from graft.command import Spread
 from graft.errors import RunError
+from graft.launcher.bill import note_on_pages
+from graft.launcher.ticket import Ticket
 from graft.launcher.trials import TunedTrial, best_trial, trial_of
 from graft.report.trials import read_search
 from graft.search.space import Space
@@ -65,6 +68,18 @@ def test_the_files_are_those_of_a_search(tmp_path: Path, capsys: pytest.CaptureF
     assert "trials: 7, 4 ok, 1 pruned, 1 diverged, 1 failed" in out
     assert "trial 4 failed" in out
     assert f"next: python train.py overrides_from={tmp_path}/best.yaml" in out
+
+
+def test_the_pages_of_a_search_and_of_its_best_run_say_what_it_cost(tmp_path: Path) -> None:
+    search = write_search(tmp_path, SPACE, "valid/loss", TRIALS, [], seed=0)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "report.html").write_text("<header><!-- job --></header>")
+    ticket = Ticket("graft-tune-1", "tuning", "tune", "us-east-1", "s3://b/j", "s3://b/j", "ml.m5.large", 1)
+    note_on_pages(replace(ticket, planned_usd=(1.0, 2.0), billed_seconds=90, actual_usd=1.5), tmp_path)
+    assert search.report is not None
+    for page in (search.report, tmp_path / "best" / "report.html"):
+        said = "SageMaker job graft-tune-1 on 1 x ml.m5.large; billed: 1.5 minutes, $1.50; planned: $1.00 .. $2.00"
+        assert f'<p class="meta">{said}</p>' in page.read_text()
 
 
 def test_more_may_be_better(tmp_path: Path) -> None:

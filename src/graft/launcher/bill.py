@@ -1,4 +1,4 @@
-"""What a job was planned to cost, and what it cost: for the terminal, and for the page that came with its run."""
+"""What a job was planned to cost, and what it cost: for the terminal, and for the pages of its run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def planned_and_actual(ticket: Ticket) -> str:
     return f"billed: {took}{cost}; planned: {', '.join(planned) or 'nothing'}{before}"
 
 
-def note_on_page(ticket: Ticket, page: Path) -> None:
-    """Write the bill into the head of a fetched report.html; where there is none, nothing."""
-    if not page.exists():
-        return
+def note_on_pages(ticket: Ticket, run_dir: Path) -> None:
+    """Write the bill into the head of the report.html of a run, or of a search and of its best run, as far as there."""
     machines = f"{ticket.instances} x {ticket.instance_type}"
     line = html.escape(f"SageMaker job {ticket.name} on {machines}; {planned_and_actual(ticket)}")
-    write_text(page, page.read_text(encoding="utf-8").replace(_MARK, f'<p class="meta">{line}</p>', 1))
+    for page in (run_dir / "report.html", run_dir / "best" / "report.html"):
+        if page.exists():
+            write_text(page, page.read_text(encoding="utf-8").replace(_MARK, f'<p class="meta">{line}</p>', 1))

@@ -12,7 +12,7 @@ from graft.command import Spread, sweep_size, value_of
 from graft.config import OBJECTIVES, Config, SearchBackend, changed, sweep_member, to_yaml
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region, require
-from graft.launcher.bill import note_on_page, planned_and_actual
+from graft.launcher.bill import note_on_pages, planned_and_actual
 from graft.launcher.calibration import read_calibration
 from graft.launcher.ending import after_the_end, ended_badly
 from graft.launcher.fetch import fetch_output, fetch_run
@@ -141,7 +141,7 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
             count = fetch_run(ticket.results, run_dir)
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
         say(planned_and_actual(ticket))
-        note_on_page(ticket, run_dir / "report.html")
+        note_on_pages(ticket, run_dir)
     elif ticket.state == "Stopped":
         say(ended_badly(ticket, run_dir))  # the trials that ended are read all the same
         return ticket
@@ -163,7 +163,7 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
             raise CloudError(ended_badly(ticket, run_dir))
         with after_the_end(ticket, run_dir):
             fetch_run(ticket.results, run_dir)
-        note_on_page(ticket, run_dir / "report.html")
+        note_on_pages(ticket, run_dir)
         if ticket.state != "Completed":
             raise CloudError(ended_badly(ticket, run_dir))
         _metrics(run_dir)
