@@ -137,7 +137,8 @@ def test_a_job_that_was_not_created_is_told(script: Script, tmp_path: Path, answ
     said = failure_of(in_cloud(tmp_path))
     code = answer[1]["__type"] if answer is THROTTLED else "InternalFailure"
     assert said == (
-        f"creating {NAME}: AWS answered {code} to each of 6 attempts; try again in some minutes; no job was created"
+        f"creating {NAME}: AWS answered {code} to each of 6 attempts; try again in some minutes; no job was created; "
+        f"what was sent stays in s3://results/graft/jobs/{NAME}/source/source.tar.gz (S3 storage is billed)"
     )
     assert not_billed(tmp_path)
 
@@ -151,7 +152,12 @@ def not_billed(tmp_path: Path) -> bool:
 def test_a_job_that_is_refused_is_not_said_to_be_billed(script: Script, tmp_path: Path) -> None:
     calls.client.cache_clear()
     script.answer("CreateTrainingJob", DENIED)
-    assert failure_of(in_cloud(tmp_path)).endswith("; nothing was created")
+    weights = tmp_path / "mine.pth"
+    weights.write_bytes(b"weights")
+    assert failure_of(in_cloud(tmp_path, f"model.weights={weights}")).endswith(
+        f"; no job was created; what was sent stays in s3://results/graft/jobs/{NAME}/source/source.tar.gz and "
+        "s3://results/graft/weights/63f4f1e9b725370f459720575cd5f953/mine.pth (S3 storage is billed)"
+    )
     assert not_billed(tmp_path)
 
 

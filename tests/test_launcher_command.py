@@ -113,7 +113,10 @@ def test_a_job_that_was_never_created_is_told_and_not_billed(
     submitted(tmp_path / "0", state="submitting")
     script.answer("DescribeTrainingJob", ABSENT)
     main([command, str(tmp_path)])
-    assert "job graft-1 was never created, nothing is billed; the same command with" in capsys.readouterr().err
+    assert (
+        "job graft-1 was never created; what was sent stays in s3://b/j/ (S3 storage is billed); the same"
+        in capsys.readouterr().err
+    )
     ticket = read_ticket(tmp_path / "0")
     assert ticket is not None
     assert (ticket.state, ticket.reason, ticket.actual_usd) == ("Failed", "it was never created", 0.0)

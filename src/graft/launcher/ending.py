@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,11 +14,16 @@ def ended_badly(ticket: Ticket, run_dir: Path) -> str:
     """What a person is told of a job that failed or was stopped."""
     if not ticket.was_created:
         return (
-            f"job {ticket.name} was never created, nothing is billed; the same command with run_dir={run_dir} tries "
-            "again"
+            f"job {ticket.name} was never created{stays([ticket.uri + '/'])}; the same command with run_dir={run_dir} "
+            "tries again"
         )
     goes_on = "goes on from its checkpoints" if ticket.kind == "training" else "starts another one"
     return f"{_end(ticket)}; the same command with run_dir={run_dir} {goes_on}"
+
+
+def stays(places: Sequence[str]) -> str:
+    """What is left of a job that was not created: what was sent for it. Empty where nothing was."""
+    return f"; what was sent stays in {' and '.join(places)} (S3 storage is billed)" if places else ""
 
 
 def _end(ticket: Ticket) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from graft.config import Config, DataKind
 from graft.errors import CloudError, ConfigError, DataError
 from graft.launcher.account import Account, account_of, found_region, is_weights_file
 from graft.launcher.calls import client, code_of, explained, is_passing
+from graft.launcher.ending import stays
 from graft.launcher.images import find_image
 from graft.launcher.job import Entry
 from graft.launcher.packing import channels_of, file_md5, make_job, weights_uri
@@ -76,10 +77,10 @@ def submit(submission: Submission, run_dir: Path, earlier: Ticket | None = None)
     check_request(operation, request)
     check_bucket(account)
     check_photos(config)
-    _send_files(submission, account, name)
+    sent = _send_files(submission, account, name)
     ticket = replace(_ticket(submission, account, name, checkpoints), spent_usd=earlier.most_usd if earlier else 0.0)
     write_ticket(run_dir, ticket)
-    _create(operation, request, ticket, run_dir)
+    _create(operation, request, ticket, run_dir, sent)
     return write_ticket(run_dir, replace(ticket, state="submitted"))
 
 
@@ -138,34 +139,39 @@ def _request(submission: Submission, account: Account, name: str, checkpoints: s
     return "CreateTrainingJob", training_job_request(config, account, name, channels, plan.limits, checkpoints)
 
 
-def _send_files(submission: Submission, account: Account, name: str) -> None:
-    """Send what the job reads beside its photos.
+def _send_files(submission: Submission, account: Account, name: str) -> list[str]:
+    """Send what the job reads beside its photos; returns where it lies.
 
     Raises:
         CloudError: S3 does not take it.
     """
+    sent = []
     try:
-        _send_source(submission, account, name)
-        _send_weights(submission.config, account)
+        sent.append(_send_source(submission, account, name))
+        sent += _send_weights(submission.config, account)
     except DataError as error:
-        raise CloudError(f"sending the files of {name}: {error}; no job was created") from error
+        raise CloudError(f"sending the files of {name}: {error}; no job was created{stays(sent)}") from error
+    return sent
 
 
-def _send_source(submission: Submission, account: Account, name: str) -> None:
+def _send_source(submission: Submission, account: Account, name: str) -> str:
     config, entry, trial = submission.config, submission.entry, bool(submission.spreads)
     minutes = search_minutes(submission.plan, config) if entry is Entry.tune and not trial else None
     job = make_job(config, entry, submission.overrides, trial=trial, max_minutes=minutes)
-    put(source_uri(account, name), pack_source(job))
+    place = source_uri(account, name)
+    put(place, pack_source(job))
+    return place
 
 
-def _send_weights(config: Config, account: Account) -> None:
-    """Send a local file of weights where S3 does not have it."""
+def _send_weights(config: Config, account: Account) -> Iterator[str]:
+    """Send a local file of weights where S3 does not have it; gives its place, where there is such a file."""
     if is_weights_file(config.model.weights) and not config.model.weights.startswith("s3://"):
         path, uri = Path(config.model.weights).expanduser(), weights_uri(config, account)
         folder, _, file = uri.rpartition("/")
         if file not in S3Store(folder).present().names:
             say(f"sending {path} to {uri}")
             S3Store(folder).put(file, path, file_md5(path))
+        yield uri
 
 
 def put(uri: str, content: bytes) -> None:
@@ -200,7 +206,7 @@ def _ticket(submission: Submission, account: Account, name: str, checkpoints: st
     )
 
 
-def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path) -> None:
+def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path, sent: Sequence[str]) -> None:
     """Create the job. Where the answer got lost, SageMaker is asked whether it is there: it would be billed."""
     service = client("sagemaker", ticket.region)
     create = service.create_hyper_parameter_tuning_job if ticket.kind == "tuning" else service.create_training_job
@@ -211,7 +217,7 @@ def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path) -> 
         lost = is_passing(error) or code_of(error) == "ResourceInUse"  # the name is ours: a retry met its own job
         if not lost:
             write_ticket(run_dir, void(ticket))
-            raise CloudError(f"{error}; nothing was created") from error
+            raise CloudError(f"{error}; no job was created{stays(sent)}") from error
         if not was_created(ticket, error):
             write_ticket(run_dir, void(ticket))
-            raise CloudError(f"{error}; no job was created") from error
+            raise CloudError(f"{error}; no job was created{stays(sent)}") from error
