@@ -16,7 +16,8 @@ from graft.terminal import say, status_line
 from serve.endpoint_parity import check_endpoint
 from serve.endpoint_removal import remove_all, what_remains
 from serve.endpoint_requests import Deployment, Kind, Resource, Step, steps_of
-from serve.endpoint_resources import Pause, create, describe, make_ttl_role, minutes_since, patiently
+from serve.endpoint_resources import Pause, create, describe, minutes_since, patiently
+from serve.endpoint_role import make_ttl_role
 
 
 def make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float:

@@ -16,7 +16,6 @@ from graft.launcher.policy import TTL_ROLE
 from graft.launcher.requests import Request, endpoint_config_request, endpoint_request, model_request
 
 FOLDER, ARCHIVE = "endpoints", "model.tar.gz"
-TTL_POLICY = "delete-endpoints"
 DELETE_ENDPOINT = "aws-sdk:sagemaker:deleteEndpoint"  # a universal target of EventBridge Scheduler
 DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
 # Of `serve.*`, what AWS's container heeds, for serve/handler.py reads it; and what our own does, by entrypoint.sh.
@@ -202,37 +201,6 @@ def schedule_request(deployment: Deployment, until: datetime) -> Request:
             "Input": json.dumps({"EndpointName": deployment.name}),
         },
     }
-
-
-def ttl_role_steps(account: Account) -> Iterator[tuple[str, Request]]:
-    """Operations of IAM, with their requests, that make the role under which endpoints delete themselves.
-
-    It may delete endpoints of this project in this account and nothing else, and only Scheduler, working for this
-    account, can take it on.
-    """
-    partition, number = partition_of(account.role), account_number(account.role)
-    trust = {
-        "Effect": "Allow",
-        "Principal": {"Service": "scheduler.amazonaws.com"},
-        "Action": "sts:AssumeRole",
-        "Condition": {"StringEquals": {"aws:SourceAccount": number}},
-    }
-    allowed = {
-        "Effect": "Allow",
-        "Action": "sagemaker:DeleteEndpoint",
-        "Resource": f"arn:{partition}:sagemaker:*:{number}:endpoint/*",
-        "Condition": {"StringEquals": {"aws:ResourceTag/project": "graft"}},
-    }
-    yield (
-        "CreateRole",
-        {
-            "RoleName": TTL_ROLE,
-            "AssumeRolePolicyDocument": policy(trust),
-            "Description": "Endpoints of graft delete themselves under it (serve.ttl)",
-            "Tags": [{"Key": key, "Value": value} for key, value in account.tags if key != DEPLOYMENT],
-        },
-    )
-    yield "PutRolePolicy", {"RoleName": TTL_ROLE, "PolicyName": TTL_POLICY, "PolicyDocument": policy(allowed)}
 
 
 def policy(*statements: dict[str, Any]) -> str:

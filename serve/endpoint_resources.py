@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from graft.errors import CloudError, ConfigError
-from graft.launcher.account import Account
 from graft.launcher.calls import client, code_of, explained, is_absent, is_passing, message_of
-from graft.launcher.validation import check_request
 from graft.terminal import say, status_line
-from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, Step, ttl_role_steps
+from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, Step
 
 # Of a kind: its service, the operations that describe and delete it, and the parameter that names it.
 _OPERATIONS = {
@@ -42,7 +40,7 @@ def describe(resource: Resource, region: str) -> dict[str, Any] | None:
     service, read, _, parameter = _OPERATIONS[resource.kind]
     try:
         with explained(str(resource)):
-            answer: dict[str, Any] = _call(service, read, region)(**{parameter: resource.name})
+            answer: dict[str, Any] = call(service, read, region)(**{parameter: resource.name})
             return answer
     except CloudError as error:
         if is_absent(error):
@@ -78,7 +76,7 @@ def create(step: Step, region: str, deployment: str, *, pause: Pause = time.slee
     while True:
         try:
             with explained(f"creating {step.resource}"):
-                _call(step.service, step.operation, region)(**step.request)
+                call(step.service, step.operation, region)(**step.request)
             return
         except CloudError as error:
             if _exists_already(error):
@@ -151,22 +149,6 @@ def remove(resource: Resource, region: str, *, pause: Pause = time.sleep) -> boo
     return _delete(resource, region)
 
 
-def make_ttl_role(account: Account) -> None:
-    """Make the role under which endpoints delete themselves, or bring it up to date.
-
-    Raises:
-        CloudError: it may not be made.
-    """
-    for operation, request in ttl_role_steps(account):
-        check_request(operation, request, "iam")
-        try:
-            with explained(f"the role {request['RoleName']} (serve.ttl_role=ARN takes one that is there)"):
-                _call("iam", operation, account.region)(**request)
-        except CloudError as error:
-            if code_of(error) != "EntityAlreadyExists":
-                raise
-
-
 def patiently(step: Callable[[], Found | None], pause: Pause = time.sleep) -> Found:
     """Repeat a step until it gives something; that AWS does not answer meanwhile is told, and sat out.
 
@@ -219,7 +201,7 @@ def _delete(resource: Resource, region: str) -> bool:
     service, _, delete, parameter = _OPERATIONS[resource.kind]
     try:
         with explained(f"deleting {resource}"):
-            _call(service, delete, region)(**{parameter: resource.name})
+            call(service, delete, region)(**{parameter: resource.name})
     except CloudError as error:
         if is_absent(error):
             return False
@@ -242,7 +224,7 @@ def _is_new_role(error: CloudError) -> bool:
     return "assume the role" in message_of(error) and not is_passing(error)
 
 
-def _call(service: str, operation: str, region: str) -> Any:
+def call(service: str, operation: str, region: str) -> Any:
     """The method of boto3 for an operation as the API names it."""
     from botocore import xform_name
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from graft.data.__main__ import main as data
 from graft.launcher.__main__ import main as launcher
 from graft.launcher.cloud import Work, run_in_cloud, tune_in_cloud
 from graft.launcher.job import Entry
+from graft.launcher.policy import TTL_ROLE
 from graft.launcher.prices import renew_prices
 from graft.launcher.ticket import read_ticket
 from graft.terminal import plain_errors
@@ -29,7 +30,7 @@ from tests.aws.server import BUCKET, LocalAws
 from tests.composing import composed
 from tests.faults import Faults
 from tests.test_cloud import METRICS
-from tests.test_endpoint import ACCOUNT_KEYS, archive_of, leftovers
+from tests.test_endpoint import ACCOUNT_KEYS, archive_of, leftovers, trust_in
 
 PHOTOS = "photos-of-faults"
 LINE = "graft valid/loss=0.500000;"
@@ -214,6 +215,14 @@ def check_prices(stage: Stage, out: str, err: str) -> None:
     assert out == "0.115\n"
 
 
+def age_role(stage: Stage) -> None:
+    """Leave the role of an earlier release, which trusted somebody else."""
+    iam, trust = stage.aws.client("iam"), trust_in("ec2.amazonaws.com")
+    with suppress(iam.exceptions.EntityAlreadyExistsException):
+        iam.create_role(RoleName=TTL_ROLE, AssumeRolePolicyDocument=trust, Tags=[{"Key": "project", "Value": "graft"}])
+    iam.update_assume_role_policy(RoleName=TTL_ROLE, PolicyDocument=trust)
+
+
 def deploy(stage: Stage) -> None:
     serve(["deploy", f"endpoint={stage.endpoint}", archive_of(stage.packed), *ACCOUNT_KEYS])
 
@@ -252,7 +261,7 @@ COMMANDS = {
     "stop search": Command(lambda stage: launcher(["stop", str(stage.run_dir)]), check_stop_search, start_search),
     "upload": Command(upload, check_upload, before_upload),
     "prices": Command(prices, check_prices),
-    "deploy": Command(deploy, check_deploy),
+    "deploy": Command(deploy, check_deploy, age_role),
     "delete": Command(delete, check_delete, deploy),
     "list": Command(lambda stage: serve(["list"]), check_list, deploy),
     "predict": Command(predict, check_predict, deploy),

@@ -149,6 +149,8 @@ CASES = [
     Case("deploy", ("scheduler", "GetSchedule"), ("schedule graft-{endpoint}: AWS answered",)),
     Case("deploy", ("s3", "PutObject"), (f"s3://{BUCKET}/graft/endpoints/{{endpoint}}/", "S3 answered", ROLLED_BACK)),
     Case("deploy", ("iam", "CreateRole"), ("the role ", "AWS answered", ROLLED_BACK)),
+    Case("deploy", ("iam", "GetRole"), ("the role ", "AWS answered", ROLLED_BACK)),
+    Case("deploy", ("iam", "UpdateAssumeRolePolicy"), ("the role ", "AWS answered", ROLLED_BACK)),
     Case("deploy", ("iam", "PutRolePolicy"), ("the role ", "AWS answered", ROLLED_BACK)),
     Case("deploy", ("sagemaker", "CreateModel"), ("creating model {endpoint}: AWS answered", ROLLED_BACK)),
     Case("deploy", ("sagemaker", "CreateEndpointConfig"), ("creating endpoint configuration {endpoint}:", ROLLED_BACK)),

@@ -7,7 +7,10 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,9 @@ from serve.endpoint import delete, deploy
 from serve.endpoint_listing import show
 from serve.endpoint_predicting import predict
 from serve.endpoint_requests import FOLDER
+from serve.endpoint_role import make_ttl_role
 from tests.aws.account import ACCOUNT
+from tests.aws.client import HERE
 from tests.aws.server import BUCKET, ROLE, LocalAws, running_aws
 from tests.s3server import use_server
 
@@ -167,6 +172,48 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_sent(aws: LocalAws, 
     with pytest.raises(ConfigError, match="schedule graft-dogs was not made by `python -m serve deploy`"):
         delete(["endpoint=dogs"])
     scheduler.delete_schedule(Name="graft-dogs")
+
+
+def trust_in(service: str) -> str:
+    """The trust policy of a role that a service may take on."""
+    statement = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+@pytest.fixture
+def iam(aws: LocalAws) -> Any:
+    """IAM without the role under which endpoints delete themselves."""
+    iam = aws.client("iam")
+    with suppress(iam.exceptions.NoSuchEntityException):
+        for name in iam.list_role_policies(RoleName=TTL_ROLE)["PolicyNames"]:
+            iam.delete_role_policy(RoleName=TTL_ROLE, PolicyName=name)
+        iam.delete_role(RoleName=TTL_ROLE)
+    return iam
+
+
+def test_a_role_that_an_earlier_deployment_made_is_brought_up_to_date(iam: Any) -> None:
+    tags = [{"Key": "project", "Value": "graft"}]
+    iam.create_role(RoleName=TTL_ROLE, AssumeRolePolicyDocument=trust_in("ec2.amazonaws.com"), Tags=tags)
+    make_ttl_role(replace(HERE, tags=(("project", "graft"),)))
+    trust = iam.get_role(RoleName=TTL_ROLE)["Role"]["AssumeRolePolicyDocument"]["Statement"][0]
+    assert trust["Principal"] == {"Service": "scheduler.amazonaws.com"}
+    assert trust["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+    assert iam.list_role_policies(RoleName=TTL_ROLE)["PolicyNames"] == ["delete-endpoints"]
+    make_ttl_role(replace(HERE, tags=(("project", "graft"),)))
+
+
+def test_a_role_that_somebody_else_made_is_left_as_it_is(iam: Any, aws: LocalAws, packed_run: Path) -> None:
+    iam.create_role(RoleName=TTL_ROLE, AssumeRolePolicyDocument=trust_in("ec2.amazonaws.com"))
+    with pytest.raises(ConfigError) as caught:
+        deploy(["endpoint=dogs", archive_of(packed_run), *ACCOUNT_KEYS])
+    assert str(caught.value).startswith(
+        "the role graft-endpoint-ttl is there, without the tag project=graft: somebody else made it, and it is left"
+    )
+    assert leftovers(aws) == []
+    trust = iam.get_role(RoleName=TTL_ROLE)["Role"]["AssumeRolePolicyDocument"]["Statement"][0]
+    assert trust["Principal"] == {"Service": "ec2.amazonaws.com"}
+    assert iam.list_role_policies(RoleName=TTL_ROLE)["PolicyNames"] == []
+    iam.delete_role(RoleName=TTL_ROLE)
 
 
 def test_what_is_not_ours_is_named_and_nothing_is_deleted(aws: LocalAws, packed_run: Path) -> None:

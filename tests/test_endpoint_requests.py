@@ -35,9 +35,9 @@ from serve.endpoint_requests import (
     environment_of,
     is_archive_of,
     steps_of,
-    ttl_role_steps,
 )
 from serve.endpoint_resources import _OPERATIONS
+from serve.endpoint_role import ttl_role_requests
 from tests.composing import ROOT
 from tests.s3server import forget_account
 from tests.test_policy import allowed
@@ -58,8 +58,8 @@ def deployment(name: str = "dogs", until: datetime | None = UNTIL, **serve: Any)
 def requests() -> dict[str, tuple[str, str, dict[str, Any]]]:
     """Name of the golden file: service, operation and request."""
     steps = {step.operation: (step.service, step.operation, step.request) for step in steps_of(deployment())}
-    roles = {operation: ("iam", operation, request) for operation, request in ttl_role_steps(deployment().account)}
-    return steps | roles
+    made = ttl_role_requests(deployment().account)
+    return steps | {operation: ("iam", operation, request) for operation, request in made.items()}
 
 
 @pytest.mark.parametrize("name", requests())
@@ -363,7 +363,7 @@ def test_the_policy_allows_all_that_is_asked_for_and_on_this_endpoint_alone() ->
     asked = {f"{service}:{operation}" for service, operation, _ in requests().values()}
     asked |= {f"{service}:{operation}" for service, *operations, _ in _OPERATIONS.values() for operation in operations}
     asked |= {"sagemaker:InvokeEndpoint", "sagemaker:AddTags", "sagemaker:ListTags", "sagemaker:ListEndpoints"}
-    assert asked | {"sagemaker:ListModels", "s3:DeleteObject", "iam:TagRole"} <= set(user)
+    assert asked | {"sagemaker:ListModels", "s3:DeleteObject", "iam:TagRole", "iam:GetRole"} <= set(user)
     assert user["sagemaker:DeleteEndpoint"] == ["arn:aws:sagemaker:us-east-1:*:endpoint/dogs"]
     # `list` looks at every endpoint, for the name does not tell whose it is.
     assert user["sagemaker:DescribeEndpoint"][0] == "arn:aws:sagemaker:us-east-1:*:endpoint/*"

@@ -100,7 +100,8 @@ def _of_deployer(config: Config, name: str) -> Iterator[Statement]:
         "Condition": {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}}
     }
     if not config.serve.ttl_role:
-        yield _allow(["iam:CreateRole", "iam:PutRolePolicy", "iam:TagRole"], [role])
+        actions = ("CreateRole", "GetRole", "PutRolePolicy", "TagRole", "UpdateAssumeRolePolicy")
+        yield _allow([f"iam:{action}" for action in actions], [role])
 
 
 def _of_list(config: Config) -> Iterator[Statement]:
