@@ -335,6 +335,25 @@ def test_a_lost_log_does_not_end_the_watching(
     assert capsys.readouterr().err.count("watching goes on without it") == 1
 
 
+def page(token: str, *lines: str) -> Answer:
+    """What GetLogEvents gives."""
+    return 200, {"events": [{"message": line} for line in lines], "nextForwardToken": token}
+
+
+def test_no_line_of_a_log_is_missed(
+    server: str, script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_run(server)
+    script.answer("DescribeTrainingJob", training("Completed"))
+    script.answer("DescribeLogStreams", (200, {"logStreams": [{"logStreamName": f"{NAME}/algo-1-1"}]}), service="logs")
+    # A page may be empty amid the stream, and the last lines come after the job has ended.
+    first_look = page("1", "first"), page("2"), page("3", "second"), page("3")
+    script.answer("GetLogEvents", *first_look, page("4", "late"), page("4"), service="logs")
+    assert run_in_cloud(Work(in_cloud(tmp_path))) is not None
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line in ("first", "second", "late")] == ["first", "second", "late"]
+
+
 def test_ctrl_c_without_a_terminal_only_stops_watching(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

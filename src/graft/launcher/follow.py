@@ -17,6 +17,7 @@ from graft.signals import exit_when_told
 from graft.terminal import say, status_line
 
 _LONGEST_PAUSE_S = 10.0
+_LATE_LINES_S = 2.0  # the last lines of a job come to CloudWatch after its end
 _GIVE_UP_S = 600.0  # AWS not answering for so long ends the watching, not the job
 
 
@@ -132,6 +133,9 @@ def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Callable[[f
             log = _shown(log)
             line(_progress(ticket, status))
             if status.has_ended:
+                if log:
+                    pause(min(_LONGEST_PAUSE_S, _LATE_LINES_S))
+                    _shown(log)
                 return status
             pause(min(_LONGEST_PAUSE_S, 1 + (time.monotonic() - started) / 30))
 

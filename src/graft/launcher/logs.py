@@ -58,7 +58,7 @@ class JobLog:
                 answer = self._service.get_log_events(**request)
             yield from (str(event["message"]) for event in answer["events"])
             token = answer["nextForwardToken"]
-            if token == self._after.get(stream) or not answer["events"]:
-                self._after[stream] = token
+            # That it comes again is the end; a page without events may be followed by others.
+            if token == self._after.get(stream):
                 return
             self._after[stream] = token
