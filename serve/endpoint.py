@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +46,9 @@ def deploy(argv: Sequence[str]) -> None:
         ConfigError: something is missing, not accepted, above the budget, or the name is taken.
         GraftError: it failed; the message says why and what remains.
     """
-    arguments = read_endpoint_arguments(argv, places=("run_dir", "bundle"))
+    # As train.py and tune.py have the key.
+    given = [re.sub(r"^launcher\.plan=", "serve.plan=", argument) for argument in argv]
+    arguments = read_endpoint_arguments(given, places=("run_dir", "bundle"))
     config, name = arguments.config, arguments.endpoint
     check_container(config.serve)
     region = found_region(config)

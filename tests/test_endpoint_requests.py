@@ -261,7 +261,7 @@ def test_a_plan_needs_no_account_and_no_network(
     place = f"features.cache_dir={tmp_path}"
     deploy(["endpoint=dogs", "serve.plan=true", "serve.ttl=2h", place])
     assert capsys.readouterr().out == PLAN
-    deploy(["endpoint=dogs", "serve.plan=true", "serve.ttl=none", place])
+    deploy(["endpoint=dogs", "launcher.plan=true", "serve.ttl=none", place])  # as a job has the key
     assert (
         "ends by itself: never (serve.ttl=none), at $83.95 a month: `python -m serve delete endpoint=dogs`"
         in capsys.readouterr().out
