@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from graft.config import Config
 from graft.errors import ConfigError
+from graft.launcher.plan import no_price
 from graft.launcher.prices import Prices
 from serve.endpoint_requests import archive_uri
 
@@ -84,10 +85,7 @@ def check_endpoint_budget(plan: EndpointPlan, config: Config) -> None:
     if budget is None:
         return
     if plan.usd is None or plan.usd_per_hour is None:
-        raise ConfigError(
-            f"budget.usd={budget:g}: the price of {plan.instance_type} there is not known, so no budget can be held; "
-            "`python -m graft.launcher prices REGION` reads it from AWS, budget.usd=null sets none"
-        )
+        raise no_price(budget, plan.instance_type)
     needed = math.ceil(round(plan.usd * 100, 6)) / 100  # in cents: 24 x 0.115 is a little above 2.76
     if needed > budget:
         span = "a month" if plan.hours is None else f"{plan.hours:g} h (serve.ttl)"

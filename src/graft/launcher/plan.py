@@ -208,10 +208,7 @@ def check_budget(plan: Plan, config: Config, spent: float = 0.0) -> None:
     if budget is None:
         return
     if plan.usd is None:
-        raise ConfigError(
-            f"budget.usd={budget:g}: the price of {plan.instance_type} there is not known, so no budget can be held; "
-            "`python -m graft.launcher prices REGION` reads it from AWS, budget.usd=null sets none"
-        )
+        raise no_price(budget, plan.instance_type)
     total = plan.usd.high + spent
     if total > budget:
         others = f", {spent:.2f} of it for other jobs of this run or sweep" if spent else ""
@@ -219,6 +216,14 @@ def check_budget(plan: Plan, config: Config, spent: float = 0.0) -> None:
             f"budget.usd={budget:g}: this may cost ${total:.2f}{others} ({dollars(plan.usd)}); accepted is "
             f"budget.usd={math.ceil(total * 100) / 100:.2f} or more, a cheaper launcher.instance_type, or less to do"
         )
+
+
+def no_price(budget: float, instance_type: str) -> ConfigError:
+    """Why no budget can be held where a machine has no price."""
+    return ConfigError(
+        f"budget.usd={budget:g}: the price of {instance_type} there is not known, so no budget can be held; "
+        "`python -m graft.launcher prices REGION` reads it from AWS, budget.usd=null sets none"
+    )
 
 
 def describe(plan: Plan, config: Config, prices: Prices, region: str | None) -> Iterator[str]:

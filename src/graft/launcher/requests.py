@@ -99,15 +99,13 @@ def model_request(
     }
 
 
-def endpoint_config_request(
-    account: Account, name: str, model: str, *, instance_type: str = "ml.m5.large", instances: int = 1
-) -> Request:
-    """`CreateEndpointConfig`: one variant that takes all traffic."""
+def endpoint_config_request(account: Account, name: str, model: str, *, instance_type: str = "ml.m5.large") -> Request:
+    """`CreateEndpointConfig`: one machine that takes all traffic."""
     variant = {
         "VariantName": "all",
         "ModelName": model,
         "InstanceType": instance_type,
-        "InitialInstanceCount": instances,
+        "InitialInstanceCount": 1,
         "InitialVariantWeight": 1.0,
     }
     return {

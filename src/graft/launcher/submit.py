@@ -201,7 +201,6 @@ def _ticket(submission: Submission, account: Account, name: str, checkpoints: st
         planned_minutes=(plan.minutes.low, plan.minutes.high),
         planned_usd=(plan.usd.low, plan.usd.high) if plan.usd else None,
         limit_usd=plan.most_usd,
-        image=account.image,
         followed=submission.config.launcher.wait,
     )
 

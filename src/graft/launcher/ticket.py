@@ -31,11 +31,10 @@ class Ticket:
         planned_minutes: from and to; None where nothing was planned.
         planned_usd: likewise.
         limit_usd: what it costs where its limits end it; None where the price is not known.
-        state: submitting, submitted, then Completed, Failed or Stopped, and fetched.
+        state: submitting, submitted, then Completed, Failed or Stopped.
         reason: why it failed or stopped; empty otherwise.
         billed_seconds: of all machines together, once it has ended.
         actual_usd: likewise.
-        image: the container.
         followed: whether the command that submitted it waits for it.
         spent_usd: what the jobs before it, whose run it goes on with, cost or may have cost.
     """
@@ -56,7 +55,6 @@ class Ticket:
     reason: str = ""
     billed_seconds: int | None = None
     actual_usd: float | None = None
-    image: str = ""
     followed: bool = True
     spent_usd: float = 0.0
 

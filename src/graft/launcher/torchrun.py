@@ -11,10 +11,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft.environment import available_cores
 from graft.errors import RunError
 from graft.terminal import say
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
 
 GRACE_S = 30  # between SIGTERM and SIGKILL
 MEETING_S = 900  # machines of a job start minutes apart, and each installs what the job needs
@@ -49,29 +53,15 @@ def run_together(command: Sequence[str], processes: int, machines: Machines = Ma
         RunError: a process other than the first failed; with the end of what it said.
         SystemExit: the first one failed, or all were told to stop.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // processes, 1)))
-    alone = machines.count == 1
     logs = Path(tempfile.mkdtemp(prefix="graft-"))
-    config = LaunchConfig(
-        min_nodes=machines.count,
-        max_nodes=machines.count,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex if alone else "graft",
-        rdzv_backend="c10d" if alone else "static",
-        rdzv_endpoint=f"{machines.address}:{machines.port}",
-        rdzv_configs={} if alone else {"rank": machines.rank, "timeout": MEETING_S},
-        local_addr="127.0.0.1" if alone else None,
-        max_restarts=0,
-        shutdown_timeout=GRACE_S,
-        logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
-    )
     try:
-        elastic_launch(config, sys.executable)(*command)
+        elastic_launch(_launch_config(processes, machines, logs), sys.executable)(*command)
     except ChildFailedError as error:
         leader = error.failures.get(0)
         if leader is not None and leader.exitcode > 0:
@@ -86,6 +76,27 @@ def run_together(command: Sequence[str], processes: int, machines: Machines = Ma
         raise SystemExit(128 + stopped.sigval) from None
     finally:
         shutil.rmtree(logs, ignore_errors=True)
+
+
+def _launch_config(processes: int, machines: Machines, logs: Path) -> LaunchConfig:
+    """How torch starts the processes of this machine, and where those write that do not have the terminal."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    alone = machines.count == 1
+    return LaunchConfig(
+        min_nodes=machines.count,
+        max_nodes=machines.count,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex if alone else "graft",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint=f"{machines.address}:{machines.port}",
+        rdzv_configs={} if alone else {"rank": machines.rank, "timeout": MEETING_S},
+        local_addr="127.0.0.1" if alone else None,
+        max_restarts=0,
+        shutdown_timeout=GRACE_S,
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
+    )
 
 
 def _said(logs: Path, local_rank: int) -> str:

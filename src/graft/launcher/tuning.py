@@ -44,6 +44,19 @@ def tuning_job_request(
         ConfigError: the service cannot search so.
     """
     _refuse_search(config, spreads)
+    return {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": _search(config, limits, spreads, trials),
+        "TrainingJobDefinition": {
+            "StaticHyperParameters": toolkit_parameters(account, name),
+            **definition(config, account, channels, limits),
+        },
+        "Tags": tags(account),
+    }
+
+
+def _search(config: Config, limits: Limits, spreads: Mapping[str, Spread], trials: int) -> Request:
+    """`HyperParameterTuningJobConfig`: what is tried, how, and how much of it."""
     search = config.search
     resources: Request = {
         "MaxNumberOfTrainingJobs": trials,
@@ -52,23 +65,15 @@ def tuning_job_request(
     if limits.search_seconds:
         resources["MaxRuntimeInSeconds"] = max(limits.search_seconds, 120)  # the service's least
     return {
-        "HyperParameterTuningJobName": name,
-        "HyperParameterTuningJobConfig": {
-            "Strategy": _STRATEGIES[search.sampler],
-            "HyperParameterTuningJobObjective": {
-                "Type": "Maximize" if OBJECTIVES[search.objective] else "Minimize",
-                "MetricName": search.objective,
-            },
-            "ResourceLimits": resources,
-            "ParameterRanges": parameter_ranges(spreads),
-            "TrainingJobEarlyStoppingType": "Auto" if search.early_stopping else "Off",
-            "RandomSeed": search.seed,
+        "Strategy": _STRATEGIES[search.sampler],
+        "HyperParameterTuningJobObjective": {
+            "Type": "Maximize" if OBJECTIVES[search.objective] else "Minimize",
+            "MetricName": search.objective,
         },
-        "TrainingJobDefinition": {
-            "StaticHyperParameters": toolkit_parameters(account, name),
-            **definition(config, account, channels, limits),
-        },
-        "Tags": tags(account),
+        "ResourceLimits": resources,
+        "ParameterRanges": parameter_ranges(spreads),
+        "TrainingJobEarlyStoppingType": "Auto" if search.early_stopping else "Off",
+        "RandomSeed": search.seed,
     }
 
 
