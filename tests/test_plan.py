@@ -17,13 +17,12 @@ from graft.launcher.job import Entry
 from graft.launcher.plan import (
     Others,
     check_budget,
-    compare_backends,
-    describe,
     job_seconds,
     limits_of,
     make_plan,
     search_minutes,
 )
+from graft.launcher.plan_text import compare_backends, describe
 from graft.launcher.planned import note_planned, tell_planned, together
 from graft.launcher.prices import Machine, Prices, machines_of, read_prices
 from graft.launcher.requests import Limits

@@ -18,7 +18,8 @@ from graft.launcher.ending import after_the_end, ended_badly
 from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
-from graft.launcher.plan import ALONE, Others, Plan, check_budget, compare_backends, describe, make_plan
+from graft.launcher.plan import ALONE, Others, Plan, check_budget, make_plan
+from graft.launcher.plan_text import compare_backends, describe
 from graft.launcher.planned import note_planned
 from graft.launcher.presence import confirmed
 from graft.launcher.prices import Prices, read_prices

@@ -128,7 +128,7 @@ def make_plan(
         instances,
         seconds.times(1 / 60),
         price,
-        Limits(_longest_seconds(config)),
+        Limits(longest_seconds(config)),
         tuple(_assumptions(config, prices, calibration, region)),
     )
     return replace(plan, limits=limits_of(plan, config, others))
@@ -171,7 +171,7 @@ def limits_of(plan: Plan, config: Config, others: Others = ALONE) -> Limits:
     Of what is left of the budget, a job of a sweep may take an equal share, or what it is planned to cost at most
     where that is more: however long the jobs run, all of them together stay within the budget.
     """
-    hours = _longest_seconds(config)
+    hours = longest_seconds(config)
     whole = config.search.max_minutes and math.ceil(60 * config.search.max_minutes)
     if config.budget.usd is None or plan.usd is None or plan.usd_per_hour is None:
         return Limits(hours, whole)
@@ -188,7 +188,7 @@ def search_minutes(plan: Plan, config: Config) -> float:
     return min(left, config.search.max_minutes or math.inf)
 
 
-def _longest_seconds(config: Config) -> int:
+def longest_seconds(config: Config) -> int:
     """`launcher.max_hours`."""
     return math.floor(config.launcher.max_hours * 3600) or 1
 
@@ -226,68 +226,9 @@ def no_price(budget: float, instance_type: str) -> ConfigError:
     )
 
 
-def describe(plan: Plan, config: Config, prices: Prices, region: str | None) -> Iterator[str]:
-    """A plan in lines for a person."""
-    kind = "tuning job" if plan.jobs > 1 or _is_tuning(config, plan.entry) else "training job"
-    count = f"{plan.jobs} training jobs of 1 tuning job" if kind == "tuning job" else "1 training job"
-    each = " each" if plan.jobs > 1 else ""
-    how = "spot" if config.launcher.spot else "on demand"
-    yield f"plan: {count}, {plan.instances} x {plan.instance_type}{each}, {how}, in {region or prices.region}"
-    where = f"s3://{config.launcher.bucket or 'BUCKET'}/{config.launcher.prefix}/jobs/NAME/"
-    yield f"creates: the {kind}, {where} (source, checkpoints, results), a log in CloudWatch"
-    at_a_time = f", {plan.parallel} jobs at a time" if plan.jobs > 1 else ""
-    yield f"minutes: {plan.minutes.low:.0f} .. {plan.minutes.high:.0f}{at_a_time}; waiting for machines is not billed"
-    yield f"dollars: {_cost(plan, prices, region)}"
-    yield f"ends by itself: {_end(plan, config)}"
-    yield from (f"assumed: {assumption}" for assumption in plan.assumptions)
-
-
-def compare_backends(one: Plan, many: Plan, chosen: SearchBackend) -> str:
-    """One sentence: what a search costs in both backends, and the difference."""
-    names = {SearchBackend.one_job: one, SearchBackend.tuning_job: many}
-    costs = [
-        f"search.backend={backend.name}{' (chosen)' if backend is chosen else ''} "
-        f"{dollars(plan.usd) if plan.usd else 'at an unknown price'} in {plan.minutes.low:.0f} .. "
-        f"{plan.minutes.high:.0f} minutes"
-        for backend, plan in names.items()
-    ]
-    if not (one.usd and many.usd):
-        return f"both: {'; '.join(costs)}"
-    more = Span(many.usd.low - one.usd.low, many.usd.high - one.usd.high)
-    return (
-        f"both: {'; '.join(costs)}: {many.jobs} jobs, each with a start and a look at the photos of its own, cost "
-        f"{dollars(more)} more"
-    )
-
-
 def dollars(usd: Span) -> str:
     """A range of dollars."""
     return f"${usd.low:.2f} .. ${usd.high:.2f}"
-
-
-def _is_tuning(config: Config, entry: Entry) -> bool:
-    return entry is Entry.tune and config.search.backend is SearchBackend.tuning_job
-
-
-def _cost(plan: Plan, prices: Prices, region: str | None) -> str:
-    dated = f"{prices.region}, prices of {prices.date}, {prices.source}"
-    if plan.usd is None:
-        guide = prices.of(plan.instance_type, None)
-        known = f"; in {prices.region} it is ${guide:g} an hour (prices of {prices.date})" if guide else ""
-        there = region or prices.region
-        return (
-            f"unknown: no price of {plan.instance_type} in {there} here{known}; "
-            f"`python -m graft.launcher prices {there}` reads AWS's list"
-        )
-    return f"{dollars(plan.usd)} at ${plan.usd_per_hour:g} an hour ({dated}), plus cents for S3 and logs"
-
-
-def _end(plan: Plan, config: Config) -> str:
-    hours = plan.limits.seconds / 3600
-    key = "budget.usd" if plan.limits.seconds < _longest_seconds(config) else "launcher.max_hours"
-    cost = "" if plan.usd_per_hour is None else f", ${hours * plan.instances * plan.usd_per_hour:.2f}"
-    each = "each job " if plan.jobs > 1 else ""
-    return f"{each}after {hours:.2g} h{cost} ({key})"
 
 
 def _assumptions(config: Config, prices: Prices, calibration: Calibration, region: str | None) -> Iterator[str]:
