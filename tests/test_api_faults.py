@@ -114,7 +114,7 @@ NOT_STOPPED = "not stopped, and billed where they run: {job}; the same command t
 UNTOUCHED = ("nothing was deleted, and endpoint {endpoint} is billed where there is one: `python -m serve delete",)
 AGAIN = "`python -m serve delete endpoint={endpoint}` tries again"
 STILL_BILLED = ("NOT removed: endpoint {endpoint}", "the endpoint is billed until it is gone", AGAIN)
-PERHAPS = ("NOT removed: model {endpoint}, archive s3://", ", endpoint {endpoint}, ", "(perhaps)", *STILL_BILLED[1:])
+PERHAPS = ("NOT removed: model {endpoint}, archive s3://", ", endpoint {endpoint} (perhaps)", *STILL_BILLED[1:])
 NOT_BILLED = "none of that is billed but the archive's storage"
 PARTS = ("parts of it may be left, whose storage is billed: `aws s3api list-multipart-uploads --bucket",)
 CASES = [
