@@ -62,17 +62,20 @@ def stage(
 ) -> Iterator[Stage]:
     aws, faults, folder = world
     number = next(NUMBERS)
-    made = Stage(
-        aws, faults, f"faults-{number:03d}", f"dogs-{number:03d}", tmp_path / "run", folder / "hold", packed_run
-    )
+    job, endpoint = f"faults-{number:03d}", f"dogs-{number:03d}"
+    made = Stage(aws, faults, job, endpoint, tmp_path / "run", folder / "hold", packed_run)
     monkeypatch.setattr(submit, "new_name", lambda kind: made.job)
     faults.clear()
     yield made
-    assert set(faults.asked) <= OPERATIONS
+    asked = set(faults.asked)
+    assert asked <= OPERATIONS
     faults.clear()
     made.hold.unlink(missing_ok=True)
-    if made.left():
-        ended(lambda: delete(made))
+    hosting = aws.sagemaker.hosting
+    is_there = any(endpoint in place for place in (hosting.endpoints, hosting.configs, hosting.models))
+    if not is_there and not any(service == "scheduler" for service, _ in asked):
+        return
+    ended(lambda: delete(made))
     for name in made.left():  # an archive whose model is gone
         aws.client("s3").delete_object(Bucket=BUCKET, Key=name)
 
@@ -110,6 +113,7 @@ NOT_STOPPED = "not stopped, and billed where they run: {job}; the same command t
 UNTOUCHED = ("nothing was deleted, and endpoint {endpoint} is billed where there is one: `python -m serve delete",)
 AGAIN = "`python -m serve delete endpoint={endpoint}` tries again"
 STILL_BILLED = ("NOT removed: endpoint {endpoint}", "the endpoint is billed until it is gone", AGAIN)
+PERHAPS = ("NOT removed: model {endpoint}, archive s3://", ", endpoint {endpoint} (perhaps)", *STILL_BILLED[1:])
 NOT_BILLED = "none of that is billed but the archive's storage"
 PARTS = ("parts of it may be left, whose storage is billed: `aws s3api list-multipart-uploads --bucket",)
 CASES = [
@@ -128,7 +132,6 @@ CASES = [
     Case("search", ("sagemaker", "CreateHyperParameterTuningJob"), ("creating {job}: AWS", "; no job was created")),
     Case("search", ("sagemaker", "DescribeHyperParameterTuningJob"), ("job {job}: AWS answered", *GOES_ON)),
     Case("search", ("sagemaker", "ListTrainingJobsForHyperParameterTuningJob"), ("the trials of {job}: AWS", *READ)),
-    Case("search", ("s3", "HeadObject"), (f"s3://{BUCKET}/graft/jobs/{{job}}", "be fetched to {run}/best", *READ)),
     Case("search", ("s3", "GetObject"), (f"s3://{BUCKET}/graft/jobs/{{job}}", "be fetched to {run}/best", *READ)),
     # Their end.
     Case("stop", ("sagemaker", "DescribeTrainingJob"), ("job {job}: AWS answered", NOT_STOPPED)),
@@ -184,7 +187,10 @@ TAKEN_BACK = ("s3", "AbortMultipartUpload")
 OPERATIONS = {case.operation for case in CASES} | {TAKEN_BACK}
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+# Botocore sits out both alike; what lasts is told apart by graft.
+@pytest.mark.parametrize(
+    "kind", [Kind.throttled, pytest.param(Kind.broken, marks=pytest.mark.slow)], ids=lambda kind: kind.name
+)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_passes_is_sat_out(stage: Stage, capsys: pytest.CaptureFixture[str], case: Case, kind: Kind) -> None:
     command = COMMANDS[case.command]
@@ -254,8 +260,8 @@ def terminate() -> None:
     ("operation", "told"),
     [
         (("sagemaker", "DescribeEndpoint"), UNTOUCHED),
-        (("sagemaker", "DeleteEndpoint"), STILL_BILLED),
-        (("sagemaker", "DeleteModel"), ("NOT removed: endpoint {endpoint}", AGAIN)),
+        (("sagemaker", "DeleteEndpoint"), PERHAPS),
+        (("sagemaker", "DeleteModel"), PERHAPS),
     ],
 )
 def test_a_delete_that_is_stopped_says_what_may_be_left(
