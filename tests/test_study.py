@@ -399,6 +399,16 @@ def dying(study: Study) -> None:
     study.owner = f"{this_process().rsplit('/', 2)[0]}/{os.getpid()}/0"
 
 
+@pytest.fixture(params=["UTC", "America/New_York"])
+def zone(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield request.param
+    time.tzset()
+
+
+@pytest.mark.usefixtures("zone")
 def test_of_two_that_find_a_dead_process_of_a_database_one_takes_its_trial_over(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     dead, quick, slow = (open_study(tmp_path, storage=url, trials=1) for _ in range(3))
