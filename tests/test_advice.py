@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from graft.intervals import student
 from graft.plateau import plateau
 from graft.search.advice import best_number, epoch_advice, gain, skew
 from graft.search.importance import Importance
+from graft.search.plots import draw_curves
 from graft.search.pruning import hopeless, rungs
+from graft.search.repeats import Repeats, repeat
+from graft.search.search import advice_on_epochs
 from graft.search.summary import epochs_in_words, gain_in_words, importance_in_words, skew_in_words
+from graft.search.trials import Outcome, Record
+from tests.composing import composed
 
 # --- gain ------------------------------------------------------------------------------------------------------------
 
@@ -86,6 +94,30 @@ def test_without_seeds_the_noise_is_a_hundredth_of_the_fall() -> None:
     assert epoch_advice((), [CURVE], [32], []) is None
 
 
+def test_a_seed_that_diverged_is_no_noise() -> None:
+    ended = [Outcome("ok", low, curve=((10, 1.0), (20, low))) for low in (0.39, 0.40, 0.41)]
+    diverged = Outcome("diverged", None, "too high", curve=((10, 90.0),))
+    repeats = Repeats((1, 2, 3, 4), (*ended, diverged), ())
+    record = Record(0, {"optim.lr": 0.1}, Outcome("ok", 0.4, curve=CURVE))
+    found = advice_on_epochs(composed("data=demo"), [record], 0, repeats)
+    assert found is not None
+    assert found.noise == pytest.approx(0.02)
+    assert repeats.noise() == pytest.approx(0.03)
+
+
+def test_seeds_of_trials_are_not_those_of_repeats(tmp_path: Path) -> None:
+    class Trained:
+        together = True
+
+        def repeat(self, params: Any, seeds: Any) -> list[list[Outcome]]:
+            return [[Outcome("ok", 0.5) for _ in seeds] for _ in params]
+
+    records = [Record(n, {"seed": seed}, Outcome("ok", 0.5)) for n, seed in enumerate((7, 8, 10, 99))]
+    trained: Any = Trained()
+    found = repeat(composed("data=demo", "seed=7", "search.repeats=4"), trained, records, 2, tmp_path)
+    assert found.seeds == (9, 11, 12, 13)
+
+
 def test_skew_is_epsilon_squared() -> None:
     # groups of means 1, 2, 3; total 4.16 + .. by hand: SSB 4, SSW 6 * 0.01 = 0.06, MSW 0.06 / 3
     found = skew([2, 2, 3, 3, 4, 4], [0.9, 1.1, 1.9, 2.1, 2.9, 3.1])
@@ -115,6 +147,21 @@ def test_importance_in_words() -> None:
     assert importance_in_words(narrow) == "importance: optim.lr 0.90 (0.70 .. 1.00), seed 0.10 (0.00 .. 0.30)"
     assert importance_in_words(wide).endswith(": too few trials to say")
     assert importance_in_words([]).startswith("importance: too few trials to say")
+    # of a key that hardly matters, it says nothing that it surely does not
+    one = [Importance("optim.lr", 0.9, 0.2, 1.0), Importance("seed", 0.1, 0.0, 0.2)]
+    assert importance_in_words(one).endswith(": too few trials to say")
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_spoils_no_figure() -> None:
+    axes = Figure().add_subplot()
+    curves = (CURVE, ((5, math.inf), (10, math.inf)), ((5, math.inf), (10, 3.0)), ((5, math.nan),))
+    records = [Record(n, {}, Outcome("ok", 0.5, curve=curve)) for n, curve in enumerate(curves)]
+    draw_curves(axes, records, best=0)
+    assert axes.get_ylim() == (0, pytest.approx(1.2 * 2.0))  # the median of 1 and 3
+    assert len(axes.get_lines()) == 2
 
 
 # --- pruning ---------------------------------------------------------------------------------------------------------

@@ -245,9 +245,9 @@ def test_a_search_whose_time_was_over_goes_on_with_a_larger_budget(
 ) -> None:
     put(server, f"graft/jobs/{NAME}/checkpoints/run/search.json", {"left": 3})
     script.answer("DescribeTrainingJob", training("Completed", BillableTimeInSeconds=3600))
-    first, second = (Work(in_cloud(tmp_path, f"budget.usd={usd}"), Entry.tune, trials=8) for usd in (1, 2))
+    first, second = (Work(in_cloud(tmp_path, f"budget.usd={usd}"), Entry.tune, trials=8) for usd in (0.8, 2))
     run_in_cloud(first)
-    with pytest.raises(ConfigError, match=r"budget\.usd=1: .*, 0\.74 of it for other jobs of this run or sweep"):
+    with pytest.raises(ConfigError, match=r"budget\.usd=0\.8: .*, 0\.74 of it for other jobs of this run or sweep"):
         run_in_cloud(first)
     calls.client.cache_clear()
     sent: list[dict[str, Any]] = []

@@ -345,6 +345,29 @@ def test_pruned_heads_leave_at_once_and_change_no_other_by_a_bit(request: pytest
     assert all(same(whole[number], pruned[number]) for number in (1, 3, 4, 5, 6, 7))
 
 
+def test_whatever_a_head_raises_is_its_reason_and_what_a_report_raises_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    init = Stack.__init__
+
+    def raising(self: Any, trials: Any, **given: Any) -> None:
+        if any(trial.number == 1 for trial in trials):
+            raise LookupError("of a driver, say")
+        init(self, trials, **given)
+
+    good = together(TRIALS[:3])
+    monkeypatch.setattr(Stack, "__init__", raising)
+    mixed = together(TRIALS[:3])
+    assert (mixed[1].state, mixed[1].reason) == ("failed", "LookupError: of a driver, say")
+    assert all(same(good[number], mixed[number]) for number in (0, 2))
+
+    def broken(progress: Progress) -> Decision:
+        raise LookupError("of the study")
+
+    with pytest.raises(LookupError, match="of the study"):
+        together(TRIALS[:3], report=broken)
+
+
 @pytest.mark.parametrize("layout", ["cores", "one stack"])
 def test_a_head_that_fails_is_recorded_and_the_others_go_on(request: pytest.FixtureRequest, layout: str) -> None:
     if layout == "one stack":

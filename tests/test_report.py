@@ -481,6 +481,14 @@ def test_trials_stand_best_first_whichever_way_is_better(tmp_path: Path) -> None
     assert [trial.number for trial in ordered(read_search(search))] == [0, 1, 2]
 
 
+def test_of_a_search_that_goes_on_its_configuration_says_which_way_is_better(tmp_path: Path) -> None:
+    search = write_search(tmp_path / "search")
+    assert [trial.number for trial in ordered(read_search(search))] == [1, 0, 2]
+    (search / "config.yaml").write_text("search:\n  objective: valid/accuracy\n")
+    assert [trial.number for trial in ordered(read_search(search))] == [0, 1, 2]
+    assert read_search(search).objective == "valid/accuracy"
+
+
 def test_write_report_is_atomic(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert write_report(run) == run / "report.html"

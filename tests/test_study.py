@@ -314,11 +314,12 @@ def test_what_a_killed_process_left_in_postgresql_is_done_by_the_other(tmp_path:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     out, _ = killed.communicate()
-    told = [int(line.split()[0]) for line in out.splitlines() if line.endswith("True")]
+    told = {int(line.split()[0]) for line in out.splitlines() if line.endswith("True")}
     theirs = told_by(other)
-    assert sorted({*told, *theirs}) == list(range(30)) == sorted(study.values())
-    assert len(theirs) < 30
-    assert study.unfinished() == 0
+    assert sorted(study.values()) == list(range(30))
+    assert told
+    assert not told & set(theirs)
+    assert len(theirs) == len(set(theirs)) >= 15
     study.close()
 
 
@@ -398,6 +399,16 @@ def dying(study: Study) -> None:
     study.owner = f"{this_process().rsplit('/', 2)[0]}/{os.getpid()}/0"
 
 
+@pytest.fixture(params=["UTC", "America/New_York"])
+def zone(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield request.param
+    time.tzset()
+
+
+@pytest.mark.usefixtures("zone")
 def test_of_two_that_find_a_dead_process_of_a_database_one_takes_its_trial_over(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     dead, quick, slow = (open_study(tmp_path, storage=url, trials=1) for _ in range(3))
@@ -417,7 +428,7 @@ def test_of_two_that_find_a_dead_process_of_a_database_one_takes_its_trial_over(
 
 
 @pytest.mark.parametrize(
-    "error", [StorageInternalError("lost"), OperationalError("", {}, Exception()), OSError("full")]
+    "error", [StorageInternalError("lost"), OperationalError("", {}, Exception()), OSError("full")], ids=type
 )
 def test_a_storage_that_is_away_for_a_moment_does_not_end_the_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

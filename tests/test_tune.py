@@ -26,9 +26,11 @@ from graft.classifier import Classifier
 from graft.command import take_sweeps
 from graft.config import Config, changed
 from graft.errors import ConfigError, RunError
+from graft.report.trials import read_search
 from graft.search import heads_lockstep, heads_stack, retrain
 from graft.search.board import table
-from graft.search.joint import train_together
+from graft.search.heads import HeadResult
+from graft.search.joint import HeadTrials, train_together
 from graft.search.publish import publish
 from graft.search.search import SearchResult, search, time_is_up
 from graft.search.space import describe, read_space
@@ -56,6 +58,9 @@ def tune(photos: Path, run_dir: Path, *argv: str, train: Any = train) -> SearchR
     space = read_space(config, line)
     config = dataclasses.replace(config, search=dataclasses.replace(config.search, space=describe(config, line)))
     return search(config, space, train, tuple(line.argv))
+
+
+TEXTS = (".yaml", ".json", ".jsonl", ".csv", ".html")
 
 
 def openings(run_dir: Path) -> int:
@@ -155,7 +160,9 @@ def test_a_search_says_at_its_end_what_is_wrong_with_the_photos(tmp_path: Path) 
 
 def test_a_finished_search_is_read_and_not_run(eight: SearchResult, photos: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(heads_lockstep.Lockstep, "advance", lambda self: pytest.fail("a head was trained"))
-    again = tune(photos, eight.run_dir, *SPACE, "search.trials=8", train=lambda *_: pytest.fail("a run was started"))
+    other = ("trainer.progress=true", "data.workers=1", "features.max_gb=5")  # they change no figure
+    argv = (*SPACE, "search.trials=8", *other)
+    again = tune(photos, eight.run_dir, *argv, train=lambda *_: pytest.fail("a run was started"))
     assert (again.best, again.gain, again.retrained) == (eight.best, eight.gain, eight.retrained)
     assert openings(eight.run_dir) == 1
 
@@ -261,6 +268,46 @@ def test_a_retrained_model_that_is_worse_is_reported_and_the_trial_kept(
     assert (result.run_dir / "best" / "bundle" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("objective", ["valid/loss", "valid/macro_f1"])  # heads together, and runs one by one
+def test_without_seeds_the_better_of_trial_and_retrained_model_is_kept(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    def careless(config: Config, *given: Any) -> Classifier:
+        best = config.run_dir.endswith("best")
+        return build_classifier(changed(config, {"optim.lr": 1e-5}) if best else config, *given)
+
+    monkeypatch.setattr(graft.trainer, "build_classifier", careless)
+    argv = (*SPACE, f"search.objective={objective}", "search.trials=2", "search.repeats=0")
+    result = tune(photos, tmp_path / "search", *argv)
+    r = result.retrained
+    assert (r.kept, r.noise) == ("trial", None)
+    assert r.metrics[objective] == pytest.approx(r.trial_value, abs=1e-5)
+    assert r.metrics[objective] != pytest.approx(r.value, abs=1e-3)
+    assert any(": worse, so the trial's model is kept" in sentence for sentence in sentences(result))
+    assert openings(result.run_dir) == 2  # of one run, which counts once
+    assert r.metrics["test/openings"] == 1
+
+
+def test_a_best_trial_that_cannot_be_trained_again_is_an_error(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = HeadResult(3, "failed", "no memory", None, (), 0.0, None)
+    monkeypatch.setattr(HeadTrials, "_train", lambda *_, **__: [failed])
+    trials = HeadTrials(composed(*tiny(photos, tmp_path / "search")))
+    with pytest.raises(RunError, match="trial 3, the best, cannot be trained again: no memory"):
+        trials.state(3, {"optim.lr": 0.1})
+
+
+def test_a_search_leaves_its_configuration_without_the_storage(photos: Path, tmp_path: Path) -> None:
+    storage = f"search.storage=sqlite:///{tmp_path / 'study.db'}"
+    argv = ("search.trials=1", "search.repeats=0", "search.objective=valid/accuracy")
+    result = tune(photos, tmp_path / "search", *argv, storage)
+    assert "study.db" not in "".join(p.read_text() for p in result.run_dir.rglob("*.*") if p.suffix in TEXTS)
+    again = composed(f"overrides_from={result.run_dir / 'config.yaml'}")
+    assert (again.search.objective, again.search.trials, again.search.storage) == ("valid/accuracy", 1, None)
+    assert read_search(result.run_dir).maximize  # before publish() has written search.json
+
+
 def test_a_kill_while_the_trial_takes_the_worse_models_place_is_made_good(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,8 +385,9 @@ def test_unfrozen_runs_are_pruned_too(photos: Path, tmp_path: Path) -> None:
     result = tune(photos, tmp_path / "search", *argv, lrs, "trainer.max_epochs=2")
     trials = read_json(result.run_dir / "study.json")["trials"]
     assert (trials[5]["state"], trials[5]["params"]["optim.lr"]) == ("pruned", 1e-6)
-    assert trials[5]["reason"].startswith("Pruned: stopped at rung") or "stopped at rung" in trials[5]["reason"]
-    assert len(result.records[5].curve) < len(result.records[0].curve)
+    assert trials[5]["steps"] in (1, 2, 4, 8)  # the rungs of 10 steps
+    assert trials[5]["reason"].startswith(f"stopped at step {trials[5]['steps']}, with valid/loss ")
+    assert (trials[0]["state"], trials[0]["steps"]) == ("ok", 10)
 
 
 @pytest.mark.parametrize(

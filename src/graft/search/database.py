@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from graft.environment import without_passwords
@@ -55,9 +55,9 @@ def requeue(engine: sqlalchemy.Engine, trial_id: int, begun: datetime) -> bool:
     database compares: each time that a trial is begun, it has another time.
 
     Args:
-        engine: of Optuna's storage, whose tables these are (optuna 5, schema v3.2.0).
+        engine: of Optuna's storage, whose tables these are (optuna 5, schema v3.2.0.a).
         trial_id: of the trial.
-        begun: when it was, as it was read.
+        begun: when it was, as Optuna tells it: in local time. Its tables have UTC.
 
     Raises:
         SQLAlchemyError: the database cannot be reached.
@@ -71,7 +71,8 @@ def requeue(engine: sqlalchemy.Engine, trial_id: int, begun: datetime) -> bool:
     attributes = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
     nobody = update(attributes).where(attributes.c.trial_id == trial_id, attributes.c.key == "owner")
     with engine.begin() as connection:
-        if connection.execute(waiting, {"id": trial_id, "begun": begun}).rowcount != 1:
+        utc = begun.astimezone(UTC).replace(tzinfo=None)
+        if connection.execute(waiting, {"id": trial_id, "begun": utc}).rowcount != 1:
             return False
         # Whoever asks for it next has not signed it yet, and is not to be taken for the one who left it.
         connection.execute(nobody.values(value_json="null"))

@@ -221,7 +221,7 @@ def finish(
         best=best,
         gain=repeats.gain(maximize=study.maximize) if best else None,
         importances=found,
-        epochs=_advice(config, records, best, repeats),
+        epochs=advice_on_epochs(config, records, best, repeats),
         skew=epochs_skew(space, records, values),
         repeats=repeats,
         retrained=retrained,
@@ -230,7 +230,8 @@ def finish(
     )
 
 
-def _advice(config: Config, records: Sequence[Record], best: int, repeats: Repeats) -> Epochs | None:
+def advice_on_epochs(config: Config, records: Sequence[Record], best: int, repeats: Repeats) -> Epochs | None:
+    """When training stopped paying, by the seeds with which the best came to its end."""
     sizes = [record.params.get("data.batch_size", config.data.batch_size) for record in records]
     return epoch_advice(
         records[best].curve,
