@@ -171,8 +171,8 @@ def limits_of(plan: Plan, config: Config, others: Others = ALONE) -> Limits:
     Of what is left of the budget, a job of a sweep may take an equal share, or what it is planned to cost at most
     where that is more: however long the jobs run, all of them together stay within the budget.
     """
-    hours = longest_seconds(config)
-    whole = config.search.max_minutes and math.ceil(60 * config.search.max_minutes)
+    hours, minutes = longest_seconds(config), config.search.max_minutes
+    whole = None if minutes is None else math.ceil(60 * minutes)
     if config.budget.usd is None or plan.usd is None or plan.usd_per_hour is None:
         return Limits(hours, whole)
     left = config.budget.usd - others.usd
