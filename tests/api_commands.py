@@ -74,8 +74,9 @@ class Stage:
     def is_running(self) -> bool:
         """Whether the job, or one of its trials, is."""
         sagemaker = self.aws.sagemaker
-        jobs = [*sagemaker.training_jobs.values(), *sagemaker.tuning_jobs.values()]
-        return any(job.finished is None and job.name.startswith(self.job) for job in jobs)
+        ends = {name: job.finished for name, job in sagemaker.training_jobs.items()}
+        ends |= {name: search.finished for name, search in sagemaker.tuning_jobs.items()}
+        return any(end is None and name.startswith(self.job) for name, end in ends.items())
 
     def unmentioned(self, said: str) -> list[str]:
         """What is left in the account, of which a person was told neither the name nor the command that ends it."""

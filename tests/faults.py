@@ -86,15 +86,15 @@ class Faults:
         """The hook: an answer, or None for the network's."""
         if f"Credential={PERSON}/" not in str(request.headers.get("Authorization")):
             return None
-        _, named, name = event_name.split(".")
+        named, name = event_name.split(".")[1:]
         operation = (_CALLED.get(named, named), name)
         with self._lock:
             self.asked[operation] += 1
             number = self.asked[operation]
         fault = self._faults.get(operation)
         if fault is None or not fault.after < number <= fault.after + fault.times:
-            content = self._replies.get(operation)
-            return None if content is None else _answer(request.url, 200, json.dumps(content).encode())
+            reply = self._replies.get(operation)
+            return None if reply is None else _answer(request.url, 200, json.dumps(reply).encode())
         if isinstance(fault.what, Kind):
             return _refused(request, operation[0], fault.what)
         fault.what()
