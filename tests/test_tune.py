@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
 
 import graft.trainer
 from graft.assembly import build_classifier
@@ -33,6 +34,7 @@ from graft.search.heads import HeadResult
 from graft.search.joint import HeadTrials, train_together
 from graft.search.search import SearchResult, search
 from graft.search.space import describe, read_space
+from graft.search.study import Study
 from graft.search.summary import sentences
 from graft.trainer import train
 from tests.composing import CONF, ROOT, composed
@@ -319,6 +321,18 @@ def test_halving_stops_the_hopeless_and_keeps_the_best(photos: Path, tmp_path: P
     assert sum(r.outcome.steps for r in halved.records if r.outcome) < sum(
         r.outcome.steps for r in whole.records if r.outcome
     )
+
+
+def test_a_rung_without_its_storage_costs_no_trial(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(study: Study, step: int) -> dict[int, float]:
+        raise StorageInternalError("lost")
+
+    monkeypatch.setattr(Study, "reached", away)
+    argv = ("search.trials=2", "search.pruner=halving", "search.repeats=0", "search.objective=valid/loss")
+    result = tune(photos, tmp_path / "search", *SPACE, *argv, "features.enabled=false", "data.augment=false")
+    assert states(result.run_dir) == {"ok": 2}
 
 
 def test_a_pruner_needs_an_objective_that_a_rung_knows(photos: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from graft.search.retrain import Retrained, retrain
 from graft.search.runs import RunTrials, Train, known_at_rungs
 from graft.search.sampling import portion
 from graft.search.space import Space, trial_count
-from graft.search.study import Study
+from graft.search.study import Study, storage_errors
 from graft.search.trials import Curve, Outcome, Record
 from graft.storage import local_path, write_text
 
@@ -134,9 +134,12 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
     with Board(study.records, study.total, s.objective) as board:
 
         def at_rung(number: int, step: int, loss: float, accuracy: float) -> bool:
-            study.report(number, step, accuracy if s.objective == "valid/accuracy" else loss)
-            # Judged at earlier rungs again: who comes first to one is compared with those who came since.
-            seen = (study.reached(rung) for rung in stops if rung <= step)
+            try:
+                study.report(number, step, accuracy if s.objective == "valid/accuracy" else loss)
+                # Judged at earlier rungs again: who comes first to one is compared with those who came since.
+                seen = [study.reached(rung) for rung in stops if rung <= step]
+            except storage_errors():
+                return True  # what it has learnt is not lost to a moment without the storage: it is asked again later
             return not any(
                 hopeless(s.pruner.name, number, reached, maximize=study.maximize)
                 for reached in seen
