@@ -330,8 +330,8 @@ def test_a_rung_without_its_storage_costs_no_trial(
         raise StorageInternalError("lost")
 
     monkeypatch.setattr(Study, "reached", away)
-    argv = ("search.trials=2", "search.pruner=halving", "search.repeats=0", "search.objective=valid/loss")
-    result = tune(photos, tmp_path / "search", *SPACE, *argv, "features.enabled=false", "data.augment=false")
+    argv = ("search.trials=2", "search.pruner=halving", "search.repeats=0")
+    result = tune(photos, tmp_path / "search", *SPACE, *argv)
     assert states(result.run_dir) == {"ok": 2}
 
 
