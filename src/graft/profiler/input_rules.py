@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graft.diagnosis import Finding, Rule, Verdict
-from graft.profiler.gpu_rules import FEW_SAMPLES, training_seconds
+from graft.profiler.gpu_rules import FEW_SAMPLES
 from graft.profiler.records import Column, Facts, Records
 from graft.profiler.time_rules import priced
 
@@ -22,7 +22,7 @@ def cpu_bottleneck(records: Records) -> Verdict:
     waits = (gpu.min(axis=0) < GPU_IDLE) & (_busiest_core(records) > CPU_BUSY)
     if waits.mean() <= SHARE:
         return Verdict(len(waits), int(waits.sum()))
-    cost = min(training_seconds(records) * float(waits.mean()), records.phases.get("data_wait", 0.0))
+    cost = min(records.training_seconds * float(waits.mean()), records.phases.get("data_wait", 0.0))
     return Verdict(
         len(waits),
         int(waits.sum()),
@@ -49,7 +49,7 @@ def io_bottleneck(records: Records) -> Verdict:
         waits &= gpu.min(axis=0) < GPU_IDLE
     if waits.mean() <= SHARE:
         return Verdict(len(waits), int(waits.sum()))
-    cost = training_seconds(records) * float(waits.mean())
+    cost = records.training_seconds * float(waits.mean())
     return Verdict(
         len(waits),
         int(waits.sum()),
