@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -17,8 +18,10 @@ from altair.vegalite.v6.schema import core
 from PIL import Image
 
 from graft import metrics as metrics_module
+from graft.debugger import records as debugger_records
 from graft.diagnosis import Finding
 from graft.plateau import settled
+from graft.profiler import records as profiler_records
 from graft.report import charts, page, predictions, search_charts
 from graft.report.__main__ import main
 from graft.report.drawing import DrawingError, draw, whole
@@ -29,6 +32,7 @@ from graft.report.predictions import Bin, Prediction, calibration, confused, wor
 from graft.report.search_view import ordered
 from graft.report.sections import by_cost, leaked
 from graft.report.trials import Trial, heights, read_search
+from tests.recorded import columns
 from tests.run_files import HOSTILE, write_logs, write_run
 
 # --- pure parts ------------------------------------------------------------------------------------------------------
@@ -352,6 +356,21 @@ def test_a_run_that_has_just_begun_has_a_page_that_says_what_is_missing(tmp_path
         "The photos were not looked at yet.",
     ):
         assert words in text, words
+
+
+def test_a_run_that_goes_on_is_judged_by_its_records_by_now(tmp_path: Path) -> None:
+    # What an earlier process found lies there: low_gpu_utilization, and a summary of a rule that saw 376 points.
+    run = write_run(tmp_path / "run", **{"run.json": UNFINISHED})
+    facts = debugger_records.Facts(num_classes=3, batch_size=4, steps_per_epoch=10, learning_rate=0.1)
+    writer = debugger_records.RecordWriter(run, facts, {"TRAIN": 0, "EVAL": 0})
+    writer.write("losses", columns("losses", [{"mode": "TRAIN", "step": 0, "value": math.nan}]))
+    profiler_records.RecordWriter(run)
+    text = Text(render(run)).text
+    assert "nan_or_inf since step 0" in text
+    assert "376" not in text
+    assert "recomputed_frozen_features cost" not in text
+    (run / "run.json").write_text(json.dumps({**UNFINISHED, "state": "finished"}))
+    assert "recomputed_frozen_features cost" in Text(render(run)).text
 
 
 def test_a_killed_run_shows_its_losses(tmp_path: Path) -> None:
