@@ -39,6 +39,7 @@ def profile_facts(config: Config, photos: Photos, data: ImageData, device: str) 
         augment=config.data.augment,
         batch_size=config.data.batch_size,
         workers=data.workers,
+        pinned=data.pinned,
         cores=available_cores(),
         photos={name: len(split) for name, split in photos.splits.items()},
         steps_per_epoch=len(data.train_dataloader()),
@@ -61,6 +62,7 @@ def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team =
         weighted=config.data.balance is Balance.loss,
         smoothing=config.optim.label_smoothing,
         learning_rate=config.optim.lr,
+        clipped=config.optim.clip_norm is not None,
     )
     return [
         Probe(
