@@ -238,6 +238,7 @@ def _panel(samples: Mapping[str, NDArray[np.float64]], names: Sequence[str], tit
                 "type": "nominal",
                 "title": None,
                 "sort": None,
+                "legend": {"columns": 8},  # more in a row would push the figure aside
                 "scale": {"range": [f"var(--line{number})" for number in range(1, 9)]},
             },
         },

@@ -84,7 +84,8 @@ def history_chart(trials: Sequence[Trial], objective: str, *, maximize: bool) ->
         for at, ((number, value), so_far) in enumerate(zip(ended, best, strict=True))
         if at % stride == 0 or value == so_far
     ]
-    x = {"field": "trial", "type": "quantitative", "title": "trial", "axis": {"format": "d", "tickMinStep": 1}}
+    axis = {"format": "d", "tickMinStep": 1, "labelOverlap": True}
+    x = {"field": "trial", "type": "quantitative", "title": "trial", "axis": axis}
     y = {"type": "quantitative", "title": objective, "scale": {"zero": False}}
     line: Spec = {"type": "line", "interpolate": "step-after", "strokeWidth": 1.8, "color": ACCENT, "aria": False}
     dots: Spec = {"type": "circle", "size": 50, "opacity": 1, "color": MUTED}
