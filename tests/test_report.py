@@ -514,25 +514,6 @@ def test_a_search_shows_its_trials_and_the_model_it_left(tmp_path: Path) -> None
         assert f'aria-label="{figure}' in html
 
 
-def test_a_search_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
-    search = tmp_path / "search"
-    search.mkdir()
-    (search / "study.journal").write_text("")
-    assert "No trial has ended yet." in Text(render(search)).text
-    (search / "study.json").write_text(json.dumps(STUDY))
-    text = Text(render(search)).text
-    assert "This search is not finished" in text
-    assert "1 best 0.01 b ok 0.6000" in text
-    assert "Not ready to deploy: there is no accuracy yet." in text
-
-
-def test_trials_stand_best_first_whichever_way_is_better(tmp_path: Path) -> None:
-    search = write_search(tmp_path / "search", LESSONS)
-    assert [trial.number for trial in ordered(read_search(search))] == [1, 0, 2]
-    (search / "search.json").write_text(json.dumps({**LESSONS, "maximize": True}))
-    assert [trial.number for trial in ordered(read_search(search))] == [0, 1, 2]
-
-
 def record_much(run: Path) -> None:
     """Records of a long training on a machine of 64 cores and 8 GPUs."""
     names = ["cpu_percent", *(f"cpu{core}_percent" for core in range(64)), "iowait_percent", "memory_percent"]
@@ -563,6 +544,25 @@ def test_the_page_of_a_large_search_on_a_large_machine_stays_small(tmp_path: Pat
     drawn = search_charts.curves_chart(read_search(search).trials, 1) or {}
     of_one = [row["step"] for row in drawn["data"]["values"] if row["trial"] == 7]
     assert of_one == [1, 26, 51, 75, 100]  # a thousand marks for 200 trials
+
+
+def test_a_search_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
+    search = tmp_path / "search"
+    search.mkdir()
+    (search / "study.journal").write_text("")
+    assert "No trial has ended yet." in Text(render(search)).text
+    (search / "study.json").write_text(json.dumps(STUDY))
+    text = Text(render(search)).text
+    assert "This search is not finished" in text
+    assert "1 best 0.01 b ok 0.6000" in text
+    assert "Not ready to deploy: there is no accuracy yet." in text
+
+
+def test_trials_stand_best_first_whichever_way_is_better(tmp_path: Path) -> None:
+    search = write_search(tmp_path / "search", LESSONS)
+    assert [trial.number for trial in ordered(read_search(search))] == [1, 0, 2]
+    (search / "search.json").write_text(json.dumps({**LESSONS, "maximize": True}))
+    assert [trial.number for trial in ordered(read_search(search))] == [0, 1, 2]
 
 
 def test_write_report_is_atomic(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def parallel_figure(files: SearchFiles) -> Figure | None:
 
 
 def history_figure(files: SearchFiles) -> Figure | None:
-    """How the search went; while it goes on, which way is better is not known."""
-    if not files.ok or not files.finished:
+    """How the search went; None also where the objective, and so which way is better, is not known."""
+    if not files.ok or not files.objective:
         return None
     spec = search_charts.history_chart(files.ok, files.objective, maximize=files.maximize)
     return drawn(spec, f"History: the objective of {len(files.ok)} trials by their number; best: {files.best}.")
