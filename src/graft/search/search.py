@@ -16,6 +16,7 @@ from filelock import FileLock
 from graft.config import OBJECTIVES, Config, Pruner, flatten
 from graft.errors import ConfigError, RunError
 from graft.fit import exit_on_sigterm, quiet_lightning
+from graft.report.page import make_report
 from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, gain, skew
 from graft.search.board import Board
 from graft.search.files import best_overrides, write_trials
@@ -110,6 +111,7 @@ def search(
             raise
         if not study.values():
             write_trials(run_dir, study.records(), None)
+            make_report(run_dir)
             raise _nothing_ended_well(study.records())
         # of several processes in one directory the first does it, and the others read what it wrote
         with FileLock(run_dir / "finish.lock"):
