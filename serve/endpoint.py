@@ -19,7 +19,7 @@ from graft.storage import local_path
 from graft.terminal import say
 from serve.archive import opened
 from serve.endpoint_arguments import EndpointArguments, read_endpoint_arguments
-from serve.endpoint_creation import log_group, make_endpoint
+from serve.endpoint_creation import exit_on_sigterm, log_group, make_endpoint
 from serve.endpoint_image import find_serving_image
 from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
 from serve.endpoint_removal import remove_all, what_remains
@@ -73,22 +73,17 @@ def delete(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: something of this name was not made by a deployment; nothing is removed then.
         CloudError: something could not be removed; the message says what, and whether it is billed.
+        KeyboardInterrupt, SystemExit: it was stopped by Ctrl-C, SIGTERM; what remains has been said.
     """
     arguments = read_endpoint_arguments(argv)
     name, region = arguments.endpoint, arguments.region
-    found = _found(name, region)
+    with exit_on_sigterm():
+        found = _looked_up(name, region)
+        _remove(found, name, region)
     if not found:
         print(f"nothing of endpoint {name} is there in {region}, and nothing of it is billed")
         print(_perhaps_archive(arguments))
         return
-    say(f"deleting {', '.join(str(resource) for resource in found)}")
-    try:
-        left = remove_all(found, region)
-    except KeyboardInterrupt:
-        say(f"\nstopped; {what_remains(dict.fromkeys(found, 'perhaps'), name)}")
-        raise
-    if left:
-        raise CloudError(what_remains(left, name))
     print(f"deleted: {', '.join(str(resource) for resource in found)}; nothing of it is billed any more")
     print(
         f"remains: the log {log_group(name)} (`aws logs delete-log-group --log-group-name {log_group(name)}`), and the "
@@ -162,6 +157,35 @@ def _perhaps_archive(arguments: EndpointArguments) -> str:
         "an archive stays in S3 where a deployment was killed before it made its model: "
         f"`aws s3 rm --recursive {folder}/` removes it"
     )
+
+
+def _remove(found: Sequence[Resource], name: str, region: str) -> None:
+    """Remove all of an endpoint; raises as `delete`."""
+    if not found:
+        return
+    say(f"deleting {', '.join(str(resource) for resource in found)}")
+    try:
+        left = remove_all(found, region)
+    except (KeyboardInterrupt, SystemExit):
+        say(f"\nstopped; {what_remains(dict.fromkeys(found, 'perhaps'), name)}")
+        raise
+    if left:
+        raise CloudError(what_remains(left, name))
+
+
+def _looked_up(name: str, region: str) -> list[Resource]:
+    """As `_found`; where that does not come to its end, it is said that all is still there."""
+    untouched = (
+        f"nothing was deleted, and endpoint {name} is billed where there is one: `python -m serve delete "
+        f"endpoint={name}` tries again"
+    )
+    try:
+        return _found(name, region)
+    except CloudError as error:
+        raise CloudError(f"{error}; {untouched}") from error
+    except (KeyboardInterrupt, SystemExit):
+        say(f"\nstopped; {untouched}")
+        raise
 
 
 def _found(name: str, region: str) -> list[Resource]:

@@ -14,6 +14,7 @@ from graft.errors import ConfigError
 from graft.launcher.calibration import Calibration, look_seconds
 from graft.launcher.job import Entry
 from graft.launcher.plan import check_budget, compare_backends, describe, job_seconds, limits_of, make_plan
+from graft.launcher.planned import note_planned, tell_planned, together
 from graft.launcher.prices import Machine, Prices, machines_of, read_prices
 from graft.launcher.requests import Limits
 from tests.composing import ROOT, composed
@@ -119,6 +120,29 @@ def test_a_budget_refuses_with_the_sum_and_ends_jobs() -> None:
     assert limits_of(in_cloud("budget.usd=100"), 0.72, 1) == Limits(14_400, 500_000)
 
 
+def test_the_jobs_of_a_sweep_are_summed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = in_cloud("launcher.max_parallel=3")
+    plan = make_plan(config, Entry.train, 1, PRICES, CORE, None)  # $0.022825 .. $0.10556, 1.902 .. 8.797 minutes
+    for _ in range(4):
+        note_planned(tmp_path, plan, config)
+    tell_planned(tmp_path)
+    assert capsys.readouterr().out == (
+        "in all: 4 jobs, $0.09 .. $0.42, 8 .. 35 minutes of jobs, at most 3 at a time (launcher.max_parallel)\n"
+    )
+    tell_planned(tmp_path)
+    assert capsys.readouterr().out == ""
+    unknown = make_plan(config, Entry.train, 1, PRICES, CORE, "mars-1")
+    assert together([plan, unknown], 2).startswith("in all: 2 jobs, at an unknown price, 4 .. 18 minutes of jobs")
+
+
+def test_a_sweep_above_the_budget_is_refused_with_its_sum(tmp_path: Path) -> None:
+    config = in_cloud("budget.usd=0.2")
+    for _ in range(2):
+        note_planned(tmp_path, make_plan(config, Entry.train, 1, PRICES, CORE, None), config)
+    with pytest.raises(ConfigError, match=r"budget\.usd=0\.2: this may cost \$0\.21, 0\.11 of it for other jobs"):
+        tell_planned(tmp_path)
+
+
 def test_the_shipped_table_is_dated_and_knows_the_original_machine(tmp_path: Path) -> None:
     prices = read_prices(tmp_path)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", prices.date)
@@ -162,3 +186,19 @@ def test_a_plan_opens_no_socket_and_loads_no_torch(tmp_path: Path, script: str) 
     assert done.stdout.endswith("LOADED []\n")
     assert ("search.backend=tuning_job $" in done.stdout) == (script == "tune.py")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_planned_sweep_ends_with_its_sum(tmp_path: Path) -> None:
+    sweep = ["-m", "trainer=sagemaker_gpu", "launcher.plan=true", "optim.lr=0.001,0.003,0.01"]
+    env = {"PYTHONPATH": str(ROOT / "src"), "PATH": "", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", BLOCKED, str(ROOT / "train.py"), *sweep]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("plan: 1 training job") for line in lines) == 3
+    assert re.fullmatch(
+        r"in all: 3 jobs, \$\d+\.\d\d \.\. \$\d+\.\d\d, \d+ \.\. \d+ minutes of jobs, at most 2 at a time "
+        r"\(launcher\.max_parallel\)",
+        lines[-2],
+    )
+    assert lines[-1] == "LOADED []"

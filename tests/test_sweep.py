@@ -14,7 +14,7 @@ from graft.launcher.cloud import conclude_member
 from graft.launcher.sweep import follow_sweep, members, planned_by_others, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.s3server import CREDENTIALS, forget_account
-from tests.scripted import ABSENT, DENIED, Answer, Script, training
+from tests.scripted import ABSENT, BROKEN, DENIED, THROTTLED, Answer, Script, training
 
 
 @pytest.fixture
@@ -153,6 +153,22 @@ def test_denied_names_the_job_that_goes_on(script: Script, tmp_path: Path) -> No
     states(script, DENIED)
     with pytest.raises(CloudError, match=r"one goes on and is billed.*of this sweep go on and are billed: one, two"):
         follow_sweep(tmp_path, lambda ticket, run: None)
+
+
+@pytest.mark.parametrize("answer", [THROTTLED, BROKEN])
+def test_a_job_of_which_nobody_can_say_whether_it_is_there_names_all_that_go_on(
+    script: Script, tmp_path: Path, answer: Answer
+) -> None:
+    submitted(tmp_path, "one", "two")
+    submitted(tmp_path, "one", state="submitting")
+    states(script, answer)
+    unknown = (
+        r"job one: AWS answered .*; whether one was created is not known, and it would be billed: .*; of this sweep"
+    )
+    with pytest.raises(CloudError, match=unknown + " go on and are billed: one, two"):
+        follow_sweep(tmp_path, lambda ticket, run: None)
+    with pytest.raises(CloudError, match=unknown + " go on and are billed: one, two"):
+        wait_for_turn(tmp_path / "2", 2)
 
 
 def test_a_sweep_that_is_not_waited_for_says_how_to_follow_it(

@@ -219,6 +219,7 @@ def test_a_search_whose_trials_all_fail_says_so(photos: Path, tmp_path: Path) ->
         tune(photos, tmp_path / "search", *argv)
     assert states(tmp_path / "search") == {"diverged": 4}
     assert openings(tmp_path / "search") == 0
+    assert "stayed above 3 times" in (tmp_path / "search" / "report.html").read_text()
 
 
 def test_a_retrained_model_that_is_worse_is_reported_and_the_trial_kept(

@@ -68,7 +68,11 @@ def finish_sweep(sweep_dir: Path) -> bool:
 
     Raises:
         CloudError: AWS cannot be asked.
+        ConfigError: the jobs were only planned, and may cost more than `budget.usd` together.
     """
+    from graft.launcher.planned import tell_planned
+
+    tell_planned(sweep_dir)
     if not any(sweep_dir.glob("*/*.json")):
         return False
     if not any(sweep_dir.glob("*/job.json")):

@@ -21,14 +21,15 @@ from pathlib import Path
 from graft.config import Config
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region
-from graft.launcher.cloud import conclude, conclude_member, ended_badly
+from graft.launcher.cloud import conclude, conclude_member
+from graft.launcher.ending import ended_badly
 from graft.launcher.follow import follow, stop
 from graft.launcher.listing import list_jobs, table
 from graft.launcher.policy import policies
+from graft.launcher.presence import confirmed
 from graft.launcher.prices import read_prices, renew_prices
 from graft.launcher.source import CHECKOUT
 from graft.launcher.status import ask
-from graft.launcher.submit import confirmed
 from graft.launcher.sweep import follow_sweep, members
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import plain_errors, say

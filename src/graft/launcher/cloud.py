@@ -14,12 +14,15 @@ from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.account import found_region, require
 from graft.launcher.bill import note_on_page, planned_and_actual
 from graft.launcher.calibration import read_calibration
+from graft.launcher.ending import after_the_end, ended_badly
 from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
 from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, check_budget, compare_backends, describe, make_plan
+from graft.launcher.planned import note_planned
+from graft.launcher.presence import confirmed
 from graft.launcher.prices import Prices, read_prices
-from graft.launcher.submit import Submission, confirmed, submit
+from graft.launcher.submit import Submission, submit
 from graft.launcher.sweep import going_on, planned_by_others, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from graft.launcher.trials import TunedTrial, best_trial, read_trials
@@ -76,6 +79,8 @@ def run_in_cloud(work: Work) -> Ticket | None:
     plan = _plan(work, prices, cache, region, spent)
     if config.launcher.plan:
         print("\n".join(_plan_lines(work, plan, prices, cache, region)))
+        if member := sweep_member():
+            note_planned(member.parent, plan, config)
         check_budget(plan, config, spent)
         return None
     if ticket is None or ticket.state in ("Failed", "Stopped"):
@@ -106,7 +111,8 @@ def tune_in_cloud(work: Work) -> list[TunedTrial]:
     if ticket is None:
         return []
     run_dir, objective = Path(work.config.run_dir).expanduser(), work.config.search.objective
-    trials = read_trials(ticket)
+    with after_the_end(ticket, run_dir):
+        trials = read_trials(ticket)
     seconds = sum(trial.billed_seconds for trial in trials)
     ticket = replace(ticket, billed_seconds=seconds, actual_usd=ticket.usd(seconds))
     say(planned_and_actual(write_ticket(run_dir, ticket)))
@@ -116,7 +122,8 @@ def tune_in_cloud(work: Work) -> list[TunedTrial]:
         params = {key: value_of(key, text) for key, text in best.params.items()}
         of_best = changed(work.config, {**params, "run_dir": str(run_dir / "best")})
         write_text(run_dir / "best" / "config.yaml", to_yaml(of_best))
-        fetch_output(f"{ticket.results}/{best.name}/output/output.tar.gz", run_dir / "best")
+        with after_the_end(ticket, run_dir):
+            fetch_output(f"{ticket.results}/{best.name}/output/output.tar.gz", run_dir / "best")
     return trials
 
 
@@ -129,7 +136,8 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
     if not ticket.was_created:
         raise CloudError(ended_badly(ticket, run_dir))
     if ticket.kind == "training":
-        count = fetch_run(ticket.results, run_dir)
+        with after_the_end(ticket, run_dir):
+            count = fetch_run(ticket.results, run_dir)
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
         say(planned_and_actual(ticket))
         note_on_page(ticket, run_dir / "report.html")
@@ -152,7 +160,8 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
     try:
         if not ticket.was_created:
             raise CloudError(ended_badly(ticket, run_dir))
-        fetch_run(ticket.results, run_dir)
+        with after_the_end(ticket, run_dir):
+            fetch_run(ticket.results, run_dir)
         note_on_page(ticket, run_dir / "report.html")
         if ticket.state != "Completed":
             raise CloudError(ended_badly(ticket, run_dir))
@@ -161,21 +170,6 @@ def conclude_member(ticket: Ticket, run_dir: Path) -> None:
         say(f"{run_dir.name}: {error}")
         record_failure(run_dir, str(error))
     say(f"{run_dir.name}: {planned_and_actual(ticket)}")
-
-
-def ended_badly(ticket: Ticket, run_dir: Path) -> str:
-    """What a person is told of a job that failed or was stopped."""
-    if not ticket.was_created:
-        return (
-            f"job {ticket.name} was never created, nothing is billed; the same command with run_dir={run_dir} tries "
-            "again"
-        )
-    reason = f": {ticket.reason}" if ticket.reason else ""
-    goes_on = "goes on from its checkpoints" if ticket.kind == "training" else "starts another one"
-    return (
-        f"job {ticket.name} {ticket.state.lower()}{reason}; nothing of it runs any more, its files remain in "
-        f"{ticket.uri}/ (S3 storage is billed); the same command with run_dir={run_dir} {goes_on}"
-    )
 
 
 def _spent_before(run_dir: Path, ticket: Ticket | None) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from graft.errors import CloudError
 from graft.launcher.calls import client, explained, is_passing
-from graft.launcher.logs import JobLog
+from graft.launcher.logs import GROUP, JobLog
 from graft.launcher.status import Status, ask
 from graft.launcher.ticket import Ticket, write_ticket
 from graft.terminal import say, status_line
@@ -128,15 +128,19 @@ def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Callable[[f
 
 
 def _shown(log: JobLog | None) -> JobLog | None:
-    """Print what is new of a log; None, told once, where it cannot be read: the job does not depend on it."""
+    """Print what is new of a log; None where it can never be read: the job does not depend on it. Told once."""
+    if log is None:
+        return None
     try:
-        for text in log.new_lines() if log else ():
+        for text in log.new_lines():
             say(text)
     except CloudError as error:
-        if is_passing(error):
-            return log
-        say(f"{error}; watching goes on without it")
-        return None
+        if not is_passing(error):
+            say(f"{error}; watching goes on without it")
+            return None
+        if not log.is_missed:
+            say(f"{error}; watching goes on, and the lines stay in CloudWatch ({GROUP})")
+            log.is_missed = True
     return log
 
 

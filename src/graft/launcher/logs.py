@@ -12,9 +12,14 @@ GROUP = "/aws/sagemaker/TrainingJobs"
 
 
 class JobLog:
-    """The lines of one training job, of all its machines; each line once."""
+    """The lines of one training job, of all its machines; each line once.
+
+    Attributes:
+        is_missed: a person has been told that it cannot be read for the time being.
+    """
 
     def __init__(self, name: str, region: str) -> None:
+        self.is_missed = False
         self._name = name
         self._service = client("logs", region)
         self._after: dict[str, str] = {}

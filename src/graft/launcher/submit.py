@@ -13,11 +13,12 @@ from graft.command import Spread
 from graft.config import Config, DataKind
 from graft.errors import CloudError, ConfigError, DataError
 from graft.launcher.account import Account, account_of, found_region, is_weights_file
-from graft.launcher.calls import client, code_of, explained, is_absent, is_passing
+from graft.launcher.calls import client, code_of, explained, is_passing
 from graft.launcher.images import find_image
 from graft.launcher.job import Entry
 from graft.launcher.packing import channels_of, file_md5, make_job, weights_uri
 from graft.launcher.plan import Plan
+from graft.launcher.presence import was_created
 from graft.launcher.requests import (
     Request,
     checkpoints_uri,
@@ -127,37 +128,6 @@ def check_photos(config: Config) -> None:
         )
 
 
-def exists(ticket: Ticket) -> bool:
-    """Whether a job is there, whatever its state.
-
-    Raises:
-        CloudError: AWS cannot be asked.
-    """
-    service = client("sagemaker", ticket.region)
-    try:
-        with explained(f"job {ticket.name}"):
-            if ticket.kind == "tuning":
-                service.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=ticket.name)
-            else:
-                service.describe_training_job(TrainingJobName=ticket.name)
-    except CloudError as error:
-        if is_absent(error):
-            return False
-        raise
-    return True
-
-
-def confirmed(ticket: Ticket, run_dir: Path) -> Ticket:
-    """A job, where it was not known whether it is there (its command was killed) asked for, and kept in job.json.
-
-    Raises:
-        CloudError: AWS cannot be asked.
-    """
-    if ticket.state != "submitting":
-        return ticket
-    return write_ticket(run_dir, replace(ticket, state="submitted") if exists(ticket) else void(ticket))
-
-
 def _request(submission: Submission, account: Account, name: str, checkpoints: str | None) -> tuple[str, Request]:
     config, plan = submission.config, submission.plan
     channels = channels_of(config, account)
@@ -169,9 +139,25 @@ def _request(submission: Submission, account: Account, name: str, checkpoints: s
 
 
 def _send_files(submission: Submission, account: Account, name: str) -> None:
-    config = submission.config
-    job = make_job(config, submission.entry, submission.overrides, trial=bool(submission.spreads))
+    """Send what the job reads beside its photos.
+
+    Raises:
+        CloudError: S3 does not take it.
+    """
+    try:
+        _send_source(submission, account, name)
+        _send_weights(submission.config, account)
+    except DataError as error:
+        raise CloudError(f"sending the files of {name}: {error}; no job was created") from error
+
+
+def _send_source(submission: Submission, account: Account, name: str) -> None:
+    job = make_job(submission.config, submission.entry, submission.overrides, trial=bool(submission.spreads))
     put(source_uri(account, name), pack_source(job))
+
+
+def _send_weights(config: Config, account: Account) -> None:
+    """Send a local file of weights where S3 does not have it."""
     if is_weights_file(config.model.weights) and not config.model.weights.startswith("s3://"):
         path, uri = Path(config.model.weights).expanduser(), weights_uri(config, account)
         folder, _, file = uri.rpartition("/")
@@ -223,16 +209,6 @@ def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path) -> 
         if not lost:
             write_ticket(run_dir, void(ticket))
             raise CloudError(f"{error}; nothing was created") from error
-        if not _is_there(ticket, error):
+        if not was_created(ticket, error):
             write_ticket(run_dir, void(ticket))
             raise CloudError(f"{error}; no job was created") from error
-
-
-def _is_there(ticket: Ticket, why: CloudError) -> bool:
-    try:
-        return exists(ticket)
-    except CloudError as error:
-        raise CloudError(
-            f"{why}; whether {ticket.name} was created is not known, and it would be billed: "
-            f"`python -m graft.launcher list launcher.region={ticket.region}` shows it"
-        ) from error

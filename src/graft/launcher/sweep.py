@@ -10,8 +10,8 @@ from pathlib import Path
 from graft.artifacts import read_state
 from graft.errors import CloudError
 from graft.launcher.follow import ask_patiently, ended, spent
+from graft.launcher.presence import confirmed
 from graft.launcher.status import Status
-from graft.launcher.submit import confirmed
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import say
 
@@ -31,9 +31,12 @@ def confirmed_members(sweep_dir: Path) -> Members:
     """The same, where SageMaker was asked for those jobs of which it is not known whether they were created.
 
     Raises:
-        CloudError: AWS cannot be asked.
+        CloudError: AWS cannot be asked; the message names the jobs that go on.
     """
-    return {run: confirmed(ticket, run) for run, ticket in members(sweep_dir).items()}
+    try:
+        return {run: confirmed(ticket, run) for run, ticket in members(sweep_dir).items()}
+    except CloudError as error:
+        raise CloudError(f"{error}; {going_on(submitted(sweep_dir), sweep_dir)}") from error
 
 
 def planned_by_others(member: Path) -> float:

@@ -21,7 +21,7 @@ _ATTEMPTS = 8
 _CONNECT_S, _READ_S = 10, 60
 
 _MIB = 2**20
-_PART_BYTES = 8 * _MIB  # what boto3 takes; smaller objects are read with one request
+PART_BYTES = 8 * _MIB  # what boto3 takes; smaller objects are read with one request
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Connection:
             config = TransferConfig(
                 max_concurrency=READERS,
                 num_download_attempts=_ATTEMPTS,
-                multipart_threshold=_PART_BYTES,
-                multipart_chunksize=_PART_BYTES,
+                multipart_threshold=PART_BYTES,
+                multipart_chunksize=PART_BYTES,
                 preferred_transfer_client="classic",
             )
             return _Open(os.getpid(), client, create_transfer_manager(client, config))

@@ -15,7 +15,7 @@ from typing import Any
 
 from graft.errors import DataError
 from graft.s3.cache import ObjectCache
-from graft.s3.connection import READERS, Connection
+from graft.s3.connection import PART_BYTES, READERS, Connection
 from graft.s3.errors import explained
 from graft.s3.listing import entries_below, folders_below
 from graft.s3.place import Place, parse_place
@@ -125,10 +125,19 @@ class S3Store:
             DataError: it cannot be written.
         """
         source = io.BytesIO(content) if isinstance(content, bytes) else str(content)
-        with explained(self.place.url(name)):
-            self._connection.transfers.upload(
-                source, self.place.bucket, self.place.prefix + name, extra_args={"Metadata": {"md5": md5}}
-            ).result()
+        try:
+            with explained(self.place.url(name)):
+                self._connection.transfers.upload(
+                    source, self.place.bucket, self.place.prefix + name, extra_args={"Metadata": {"md5": md5}}
+                ).result()
+        except DataError as error:
+            if (len(content) if isinstance(content, bytes) else content.stat().st_size) < PART_BYTES:
+                raise
+            # Boto3 takes them back, and does not say so where it could not.
+            raise DataError(
+                f"{error}; parts of it may be left, whose storage is billed: `aws s3api list-multipart-uploads "
+                f"--bucket {self.place.bucket}` shows them"
+            ) from error
 
     def delete(self, name: str) -> None:
         """Remove an object; none there is no error."""

@@ -16,6 +16,7 @@ from graft.artifacts import WITHOUT_EFFECT
 from graft.config import OBJECTIVES, Config, Pruner, flatten, to_yaml
 from graft.errors import ConfigError, RunError
 from graft.fit import exit_on_sigterm, quiet_lightning
+from graft.report.page import make_report
 from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, skew
 from graft.search.board import Board
 from graft.search.files import best_overrides, write_trials
@@ -97,6 +98,7 @@ def search(
             raise
         if not study.values():
             write_trials(run_dir, study.records(), None)
+            make_report(run_dir)
             raise _nothing_ended_well(study.records())
         # of several processes in one directory the first does it, and the others read what it wrote
         with FileLock(run_dir / "finish.lock"):
