@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,14 +85,17 @@ def post(connection: http.client.HTTPConnection, body: bytes) -> str:
 
 @dataclass
 class Cost:
-    """What processes took: seconds of processor, and the most memory that they held together (RSS), in MB."""
+    """What processes took: seconds of processor, and the most memory (MB) that they held together.
+
+    Memory is PSS: a page that several share counts once.
+    """
 
     seconds: float = 0.0
     megabytes: float = 0.0
 
 
 @contextmanager
-def watched(process: psutil.Process, every: float = 0.2) -> Iterator[Cost]:
+def watched(process: psutil.Process, every: float = 0.5) -> Iterator[Cost]:
     """The cost of a process and its children while the context lasts."""
     cost, done = Cost(), threading.Event()
 
@@ -120,4 +123,8 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 
 def _megabytes(process: psutil.Process) -> float:
-    return float(sum(one.memory_info().rss for one in _tree(process)) / 1e6)
+    held = 0
+    for one in _tree(process):
+        with suppress(psutil.NoSuchProcess):  # a worker that ended just now
+            held += one.memory_full_info().pss
+    return held / 1e6

@@ -5,6 +5,10 @@
 
 The archives are what `python -m serve pack` wrote of a ResNet-50, without and with serve.precision=int8. The
 environment of the stack is made by `make test-torchserve`. Needs a machine that does nothing else.
+
+A round starts every set-up once, in an order that is turned round in the next one, and the engines alone beside them.
+Requests/s are the median of the rounds, with the lowest and the highest; percentiles are of all answers of all rounds.
+An answer that is not 200 is an error, and those of ours in fp32 must first name the classes of their parity samples.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import argparse
 import contextlib
 import http.client
 import io
+import json
 import os
 import statistics
 import subprocess
@@ -32,6 +37,8 @@ from PIL import Image
 
 from benchmarks.clients import Cost, Load, drive, watched
 from benchmarks.torchserve import free_ports, running_stack
+from graft.artifacts import read_manifest, read_parity
+from graft.environment import available_cores
 from serve.archive import opened, unpack
 from serve.model import ServedModel
 
@@ -80,11 +87,9 @@ def main() -> None:
     parser.add_argument("--fp32", type=Path, required=True, help="model.tar.gz in fp32")
     parser.add_argument("--int8", type=Path, help="model.tar.gz in int8")
     parser.add_argument("--torchserve", type=Path, help="environment of the stack; without it the stack is left out")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("start", "engine", "servers"), default=["start", "engine", "servers"]
-    )
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=2, help="through all set-ups; of the cells the median is told")
+    parser.add_argument("--parts", nargs="+", choices=("start", "servers"), default=["start", "servers"])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="through all set-ups")
     parser.add_argument("--only", default="", help="set-ups whose names hold this")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="with the small photos; others: 8")
     given = parser.parse_args()
@@ -92,16 +97,13 @@ def main() -> None:
     if "start" in given.parts:
         for name, archive in archives.items():
             print_starts(name, archive)
-    if "engine" in given.parts:
-        for name, archive in archives.items():
-            print(f"engine alone, {name}: {engine_rate(archive, given.seconds):.1f} photos/s with both cores")
     if "servers" in given.parts:
         starts = {name: start for name, start in setups(archives, given.torchserve).items() if given.only in name}
-        compare(starts, given.clients, given.seconds, given.rounds)
+        compare(starts, archives, given.clients, given.seconds, given.rounds)
 
 
 def print_starts(name: str, archive: Path, times: int = 5) -> None:
-    """Seconds from the command to the first answer with 200, and the memory that the server held by then."""
+    """Seconds from the command to the first right answer, and the most memory that the server held by then."""
     seconds, megabytes = zip(*(start_once(archive) for _ in range(times)), strict=True)
     print(f"start, {name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} .. {max(seconds):.2f}), "
           f"{max(megabytes):.0f} MB at most")  # fmt: skip
@@ -109,10 +111,10 @@ def print_starts(name: str, archive: Path, times: int = 5) -> None:
 
 def start_once(archive: Path) -> tuple[float, float]:
     """Seconds and MB of one start."""
-    body = photo((500, 375))
+    sample, label = expected_of(archive)[0]
     begun = time.perf_counter()
     with own_server(archive) as (port, process):
-        wait_until_right(port, body)
+        wait_until_answered(port, sample, label)
         seconds = time.perf_counter() - begun
         status = Path(f"/proc/{process.pid}/status").read_text()
     return seconds, int(status.partition("VmHWM:")[2].split()[0]) / 1e3
@@ -120,7 +122,7 @@ def start_once(archive: Path) -> tuple[float, float]:
 
 def engine_rate(archive: Path, seconds: float) -> float:
     """Photos/s of the engine on ready squares: one call on both cores, or a call on each, whichever is faster."""
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     with opened(archive) as folder:
         return max(_engine_rate(folder, cores, streams, seconds) for streams in (1, cores))
 
@@ -157,7 +159,8 @@ def setups(archives: Mapping[str, Path], environment: Path | None) -> dict[str, 
             stack_of_ours, environment, archives["fp32"], {**two, "GRAFT_SERVE_THREADS": "1"}
         )
     for name, archive in archives.items():
-        found[f"our server, {name}"] = partial(own_server, archive, "serve.mode=throughput")
+        for mode in ("latency", "throughput"):
+            found[f"our server, {name}, {mode}"] = partial(own_server, archive, f"serve.mode={mode}")
     return found
 
 
@@ -196,17 +199,36 @@ def own_server(archive: Path, *settings: str) -> Iterator[tuple[int, psutil.Proc
             process.terminate()
 
 
-def wait_until_right(port: int, body: bytes, seconds: float = 60.0) -> None:
-    """Ask until the answer is 200; every 10 ms, for asking takes the server's time too."""
+def wait_until_answered(port: int, body: bytes, label: str | None = None, seconds: float = 60.0) -> None:
+    """Ask until the answer is 200; every 10 ms, for asking takes the server's time too.
+
+    Raises:
+        TimeoutError: there is none within that time.
+        ValueError: it names another class first than `label`.
+    """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
         with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
-            connection.request("POST", "/invocations", body)
-            if connection.getresponse().status == 200:
-                return
+            connection.request("POST", "/invocations", body, {"Content-Type": "image/jpeg"})
+            response = connection.getresponse()
+            if response.status == 200:
+                return check_answer(response.read(), label)
         time.sleep(0.01)
     raise TimeoutError(f"no answer within {seconds} s")
+
+
+def check_answer(body: bytes, label: str | None) -> None:
+    """Whether an answer names `label` first; None is any. ValueError where it does not."""
+    if label is not None and (found := json.loads(body)["predictions"][0]["label"]) != label:
+        raise ValueError(f"the answer is {found}, expected is {label}")
+
+
+def expected_of(archive: Path) -> list[tuple[bytes, str]]:
+    """The parity samples of a packed model, and the class that the run named first for each."""
+    with opened(archive) as folder:
+        names = read_manifest(folder).class_names
+        return [(sample.data, names[int(np.argmax(sample.logits))]) for sample in read_parity(folder)]
 
 
 def photo(size: tuple[int, int]) -> bytes:
@@ -221,38 +243,64 @@ def photo(size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def compare(starts: Mapping[str, Start], clients: Sequence[int], seconds: float, rounds: int) -> None:
-    """Measure every set-up in every round, and print the medians."""
+def compare(
+    starts: Mapping[str, Start], archives: Mapping[str, Path], clients: Sequence[int], seconds: float, rounds: int
+) -> None:
+    """Measure every set-up in every round, and print the table."""
     photos = {name: photo(size) for name, size in SIZES.items()}
     small = next(iter(photos))
     # All concurrencies with the small photos; the larger ones where a server is busy.
     wanted = [(small, count) for count in clients] + [(name, 8) for name in photos if name != small]
     measured: dict[Cell, list[tuple[Load, Cost]]] = defaultdict(list)
-    for _ in range(rounds):
-        for setup, start in starts.items():
+    engines: dict[str, list[float]] = defaultdict(list)
+    for number in range(rounds):
+        for setup, start in sorted_by_turns(starts, number):
             with start() as (port, process):
-                wait_until_right(port, photos[small])
+                wait_until_answered(port, photos[small])
+                check_setup(setup, port, archives)
                 for name, count in wanted:
                     drive(port, photos[name], count, WARM_UP_SECONDS)
                     with watched(process) as cost:
                         load = drive(port, photos[name], count, seconds)
                     measured[Cell(setup, name, count)].append((load, cost))
                     print(f"{setup}, {name}, {count} clients: {load.rate:.1f} requests/s", file=sys.stderr, flush=True)
+        for name, archive in archives.items():
+            engines[name].append(engine_rate(archive, seconds))
     print_table(measured)
+    for name, rates in engines.items():
+        print(f"engine alone, {name}: {spread(rates)} photos/s with all cores")
+
+
+def sorted_by_turns(starts: Mapping[str, Start], number: int) -> list[tuple[str, Start]]:
+    """The set-ups, the other way round in every other round."""
+    return list(starts.items())[:: -1 if number % 2 else 1]
+
+
+def check_setup(setup: str, port: int, archives: Mapping[str, Path]) -> None:
+    """Ask one of ours in fp32 for its parity samples: every class must be the run's; int8 may err in a near one."""
+    if setup.startswith("our") and "fp32" in setup:
+        for sample, label in expected_of(archives["fp32"]):
+            wait_until_answered(port, sample, label)
 
 
 def print_table(measured: Mapping[Cell, Sequence[tuple[Load, Cost]]]) -> None:
     """A row for each cell."""
-    print("| set-up | photos | clients | requests/s | p50 ms | p99 ms | CPU ms a request | MB | errors |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| set-up | photos | clients | requests/s | p50 ms | p99 ms | answers | CPU ms a request | MB | errors |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for cell, runs in measured.items():
-        rate = statistics.median(load.rate for load, _ in runs)
-        middle, late = (statistics.median(load.percentile(share) for load, _ in runs) for share in (50, 99))
+        milliseconds = [each for load, _ in runs for each in load.milliseconds]
+        middle, late = np.percentile(milliseconds, (50, 99)) if milliseconds else (np.nan, np.nan)
         cpu = statistics.median(1000 * cost.seconds / max(len(load.milliseconds), 1) for load, cost in runs)
         memory = max(cost.megabytes for _, cost in runs)
         errors = sum(load.errors for load, _ in runs)
-        print(f"| {cell.setup} | {cell.size} | {cell.clients} | {rate:.1f} | {middle:.0f} | {late:.0f} | {cpu:.0f} "
-              f"| {memory:.0f} | {errors} |", flush=True)  # fmt: skip
+        rate = spread([load.rate for load, _ in runs])
+        print(f"| {cell.setup} | {cell.size} | {cell.clients} | {rate} | {middle:.0f} | {late:.0f} "
+              f"| {len(milliseconds)} | {cpu:.0f} | {memory:.0f} | {errors} |", flush=True)  # fmt: skip
+
+
+def spread(rates: Sequence[float]) -> str:
+    """The median, with the lowest and the highest."""
+    return f"{statistics.median(rates):.1f} ({min(rates):.1f} .. {max(rates):.1f})"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ USAGE = """python -m serve COMMAND ...
 
   pack run_dir=RUN [output=FILE]              export the model of a run; writes RUN/model.tar.gz
   predict PHOTO... [bundle=PATH] [--json]     what a model says of photos; of a folder, CSV
+  predict PHOTO... url=URL [--json]           what a server says of them
   local [bundle=PATH] [serve.port=8080]       answer over HTTP, with a page for people at /
   check [bundle=PATH]                         whether a model answers its parity samples as it must
   bench [bundle=PATH]                         how long a photo takes here: to decode, and in the engine
@@ -36,6 +37,8 @@ COMMANDS = {
     "delete": "serve.endpoint:delete",
     "list": "serve.endpoint_listing:show",
 }
+# Who is asked about photos, where it is not a model here.
+PREDICT = {"endpoint=": "serve.endpoint_predicting:predict", "url=": "serve.url_predicting:predict"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,10 +51,22 @@ def main(argv: Sequence[str]) -> None:
         if command not in COMMANDS:
             raise ConfigError(f"{command} is no command; accepted: {', '.join(COMMANDS)}")
         place = COMMANDS[command]
-        if command == "predict" and any(argument.startswith("endpoint=") for argument in rest):
-            place = "serve.endpoint_predicting:predict"
+        if command == "predict":
+            rest = keyed(rest)
+            place = next((PREDICT[key] for key in PREDICT if any(word.startswith(key) for word in rest)), place)
         module, _, name = place.partition(":")
         getattr(import_module(module), name)(rest)
+
+
+def keyed(argv: Sequence[str]) -> list[str]:
+    """`--url URL` and `--endpoint NAME` as url=URL and endpoint=NAME, which mean the same."""
+    words: list[str] = []
+    for argument in argv:
+        if words and words[-1] in ("--url", "--endpoint"):
+            words[-1] = f"{words[-1].removeprefix('--')}={argument}"
+        else:
+            words.append(argument.removeprefix("--") if argument.startswith(("--url=", "--endpoint=")) else argument)
+    return words
 
 
 if __name__ == "__main__":

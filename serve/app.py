@@ -22,7 +22,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from graft.errors import GraftError
 from serve.access import AccessLog
 from serve.answers import choose_form, write_answer
 from serve.metrics import CONTENT_TYPE
@@ -110,8 +109,8 @@ async def _load(service: Service) -> None:
         _log.info("ready", extra={"fields": {"model": service.model.model_id, "seconds": time.perf_counter() - begun}})
         if service.check is not None:
             await asyncio.to_thread(service.check)
-    except (GraftError, OSError, RuntimeError, ValueError) as error:  # a bundle's faults, a file's, an engine's
-        service.model, service.failure = None, str(error)
+    except Exception as error:  # whatever it is, /ping has to tell it: nobody else waits for this task
+        service.model, service.failure = None, str(error) or type(error).__name__
         _log.exception("the model cannot be served")
 
 
@@ -237,9 +236,8 @@ async def fail(request: Request, error: Exception) -> Response:
 def _refuse(request: Request, refusal: Refusal) -> Response:
     request.state.problem = refusal.problem
     headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-    if (
-        refusal.status == 504
-    ):  # what still drips in is not waited for; after a 413 it is read, so that the answer is too
+    # What still drips in is not waited for; after a 413 it is read, so that the answer is read too.
+    if refusal.status == 504:
         headers["Connection"] = "close"
     return Response(refusal.body(), refusal.status, headers, "application/json")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import EnumMeta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -109,6 +109,8 @@ def value_of(key: str, text: str) -> Any:
 
 def _plain(hint: Any, text: str) -> Any:
     """The value of a plain text; LookupError or ValueError where it is not plain."""
+    if get_origin(hint) is list:
+        return {"[]": []}[text]
     kind, *null = get_args(hint) or (hint,)
     if null and text == "null":
         return None
@@ -123,9 +125,10 @@ def _plain(hint: Any, text: str) -> Any:
 
 
 def _configure(given: dict[str, Any]) -> ServeConfig:
-    # The base loader leaves every value the text that it is, so that a file and a command line are read alike.
-    defaults: dict[str, str] = yaml.load(CONF.read_text(encoding="utf-8"), yaml.BaseLoader)
-    values = {name: value_of(KEY + name, text) for name, text in defaults.items() if name not in given}
+    # The base loader leaves every value the text that it is (a list is empty here): a file and a command line are read
+    # alike.
+    defaults: dict[str, Any] = yaml.load(CONF.read_text(encoding="utf-8"), yaml.BaseLoader)
+    values = {name: value_of(KEY + name, str(text)) for name, text in defaults.items() if name not in given}
     return ServeConfig(**values, **given)
 
 

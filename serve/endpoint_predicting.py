@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from graft.errors import CloudError, ConfigError
@@ -11,10 +11,12 @@ from graft.launcher.calls import code_of, message_of
 from serve.answers import JSON
 from serve.endpoint_arguments import read_endpoint_arguments
 from serve.endpoint_parity import invoke
-from serve.predicting import AHEAD, Said, find_photos, tell
-from serve.remote import read_answer, read_refusal
+from serve.predicting import find_photos, tell
+from serve.reading import Limits, check_size, read_file
+from serve.refusals import Refusal
+from serve.remote import BusyError, Told, ask_all, read_answer, read_refusal
 
-AT_ONCE = 4  # of one client: an endpoint of the smallest machine answers two at a time
+LIMITS = Limits()
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -29,29 +31,28 @@ def predict(argv: Sequence[str]) -> None:
     if not other.words:
         raise ConfigError("no photo is given; accepted: PHOTO..., or a folder of photos")
     photos, folders = find_photos([Path(word) for word in other.words])
-    answers = ask_all(photos, arguments.endpoint, arguments.region)
+    answers = ask_all(photos, partial(ask, endpoint=arguments.endpoint, region=arguments.region))
     tell(answers, len(photos), other.config.top_k, other, folders=folders)
 
 
-def ask_all(photos: Sequence[Path], endpoint: str, region: str) -> Iterator[tuple[Path, Said]]:
-    """Each photo with its answer, in order."""
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ask") as pool:
-        for start in range(0, len(photos), AHEAD):
-            part = photos[start : start + AHEAD]
-            yield from zip(part, pool.map(lambda photo: ask(photo, endpoint, region), part), strict=True)
-
-
-def ask(photo: Path, endpoint: str, region: str) -> Said:
+def ask(photo: Path, endpoint: str, region: str) -> Told:
     """What an endpoint says of a photo.
 
     Raises:
+        BusyError: it has no time for it.
         CloudError: it says nothing of it.
     """
     try:
-        body = invoke(endpoint, region, photo.read_bytes(), JSON)
+        data = read_file(photo)
+        check_size(len(data), LIMITS)  # SageMaker's front refuses more, in words of its own
+        body = invoke(endpoint, region, data, JSON)
+    except Refusal as refusal:
+        return refusal
     except CloudError as error:
-        if refusal := _refusal(error):
-            return refusal
+        if refused := _refusal(error):
+            return refused
+        if _status(error) in (503, 504):
+            raise BusyError(str(error)) from error
         if code_of(error) == "ValidationError" and "not found" in message_of(error):
             raise CloudError(
                 f"endpoint={endpoint}: there is none of this name in {region}; `python -m serve list` shows all"
@@ -65,8 +66,13 @@ def ask(photo: Path, endpoint: str, region: str) -> Said:
     return answer
 
 
-def _refusal(error: CloudError) -> Said | None:
+def _refusal(error: CloudError) -> Told | None:
     """What the model refused, as it said it; None where the fault is another's."""
     answer = getattr(error.__cause__, "response", {})
-    status = int(answer.get("OriginalStatusCode", 0))
+    status = _status(error)
     return read_refusal(status, str(answer.get("OriginalMessage", ""))) if 400 <= status < 500 else None
+
+
+def _status(error: CloudError) -> int:
+    """The status that the model's own server answered with; 0 where it was not asked."""
+    return int(getattr(error.__cause__, "response", {}).get("OriginalStatusCode", 0))

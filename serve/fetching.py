@@ -2,6 +2,7 @@
 
 A host is resolved once, its addresses are judged, and the connection goes to the address that was
 judged: a name that resolves differently the second time gains nothing. Each redirect starts over.
+No refusal repeats an address: it may hold a password or a signature, and refusals are logged.
 """
 
 from __future__ import annotations
@@ -12,15 +13,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from http.client import HTTPException
-from urllib.parse import SplitResult, urljoin, urlsplit
-
-from urllib3.connection import HTTPSConnection
-from urllib3.exceptions import HTTPError
-from urllib3.response import BaseHTTPResponse
-from urllib3.util.ssl_match_hostname import CertificateError
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from serve.refusals import Refusal
 
@@ -70,7 +66,9 @@ class Fetcher:
 
     Args:
         size: the most bytes that are read of each.
-        seconds: for all photos of a request: looking hosts up, redirects, reading.
+        seconds: for all photos of a request: handshakes, redirects, reading. Looking a host up takes what the
+            system's resolver takes.
+        hosts: that are visited; empty: every public one.
         resolve: host and port to the one IP address to connect to; raises Refusal.
         port: the only port that is connected to.
         context: what certificates are checked with; the system's by default.
@@ -81,15 +79,17 @@ class Fetcher:
         size: int,
         seconds: float,
         *,
+        hosts: Collection[str] = (),
         resolve: Callable[[str, int], str] = resolve_public,
         port: int = 443,
         context: ssl.SSLContext | None = None,
     ) -> None:
         self.size = size
         self.seconds = seconds
+        self.hosts = [host.lower() for host in hosts]
         self.resolve = resolve
         self.port = port
-        self.context = context
+        self.context = context or ssl.create_default_context()
 
     def begin(self) -> Callable[[str], bytes]:
         """What fetches the photos of one request; its time runs from now."""
@@ -99,25 +99,34 @@ class Fetcher:
         """The photo behind an address, before a deadline of `time.monotonic`.
 
         Raises Refusal: 400 for an address that cannot be used or does not answer with a photo, 403 for
-        one that is not public, 413 for too many bytes, 504 past the time.
+        one that is not public or not of `hosts`, 413 for too many bytes, 504 past the time.
         """
+        base = ""
         for _ in range(REDIRECTS + 1):
-            answer = self._visit(self._check(address), deadline)
+            parts = self._check(base, address)
+            answer = self._visit(parts, deadline)
             if isinstance(answer, bytes):
                 return answer
-            address = urljoin(address, answer)
+            base, address = urlunsplit(parts), answer
         raise Refusal(400, f"the address is redirected more than {REDIRECTS} times", ACCEPTED_ADDRESS)
 
-    def _check(self, address: str) -> SplitResult:
+    def _check(self, base: str, address: str) -> SplitResult:
         try:
+            address = urljoin(base, address)
             parts = urlsplit(address)
             port = parts.port or 443
-            (parts.hostname or "").encode("idna")
+            host = parts.hostname or ""
+            host.encode("idna")
         except ValueError as error:
-            raise Refusal(400, f"the address {address[:100]!r} cannot be read", ACCEPTED_ADDRESS) from error
-        usable = parts.scheme == "https" and parts.hostname and "@" not in parts.netloc and port == self.port
-        if not usable or not address.isascii() or not address.isprintable() or " " in address:
-            raise Refusal(400, f"the address {address[:100]!r} is not fetched", ACCEPTED_ADDRESS)
+            raise Refusal(400, "the address cannot be read", ACCEPTED_ADDRESS) from error
+        if not address.isascii() or not address.isprintable() or " " in address:
+            raise Refusal(400, "the address holds what none can hold", ACCEPTED_ADDRESS)
+        if parts.scheme != "https" or not host or port != self.port:
+            raise Refusal(400, "the address is not one of https and port 443", ACCEPTED_ADDRESS)
+        if "@" in parts.netloc:
+            raise Refusal(400, "the address holds a user or a password", ACCEPTED_ADDRESS)
+        if self.hosts and host not in self.hosts:
+            raise Refusal(403, f"the host {host[:100]!r} is not fetched from", f"hosts may be {', '.join(self.hosts)}")
         return parts
 
     def _visit(self, parts: SplitResult, deadline: float) -> bytes | str:
@@ -129,34 +138,37 @@ class Fetcher:
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise self._late()
-        connection = HTTPSConnection(
-            ip, self.port, timeout=timeout, server_hostname=host, assert_hostname=host, ssl_context=self.context
-        )
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "graft"}
         try:
-            connection.connect()
-            with _cut_at(connection.sock, deadline):
-                connection.request("GET", target, headers=headers, preload_content=False)
-                with contextlib.closing(connection.getresponse()) as response:
-                    return self._read(response)
-        except (HTTPError, HTTPException, CertificateError, OSError) as error:
+            with (
+                socket.create_connection((ip, self.port), timeout) as plain,
+                _cut_at(plain, deadline),
+                self.context.wrap_socket(plain, server_hostname=host) as secure,
+            ):
+                return self._ask(secure, parts)
+        except (HTTPException, OSError) as error:
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
                 raise self._late() from error
             problem = f"the host {host[:100]!r} did not answer as it should: {type(error).__name__}"
             raise Refusal(400, problem, ACCEPTED_ADDRESS) from error
-        finally:
-            connection.close()
 
-    def _read(self, response: BaseHTTPResponse) -> bytes | str:
+    def _ask(self, secure: ssl.SSLSocket, parts: SplitResult) -> bytes | str:
+        connection = HTTPConnection(str(parts.hostname))
+        connection.sock = secure
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "graft"}
+        connection.request("GET", target, headers=headers)
+        with contextlib.closing(connection.getresponse()) as response:
+            return self._read(response)
+
+    def _read(self, response: HTTPResponse) -> bytes | str:
         if response.status in _MOVED and response.headers.get("Location"):
             return str(response.headers["Location"])
         if response.status != 200:
             raise Refusal(400, f"the address answered with {response.status}", ACCEPTED_ADDRESS)
-        self._check_size(response.length_remaining or 0)
+        self._check_size(response.length or 0)
         chunks: list[bytes] = []
         size = 0
-        while chunk := response.read(_CHUNK, decode_content=False):
+        while chunk := response.read(_CHUNK):
             chunks.append(chunk)
             size += len(chunk)
             self._check_size(size)
@@ -173,10 +185,12 @@ class Fetcher:
 @contextlib.contextmanager
 def _cut_at(sock: socket.socket, deadline: float) -> Iterator[None]:
     """Shut a socket down at the deadline: its own timeout begins anew with every byte that drips in."""
+    # TLS takes the socket over before its handshake; what is shut down here is the connection of both.
+    same = sock.dup()
 
     def cut() -> None:
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+            same.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
     timer.daemon = True
@@ -185,3 +199,5 @@ def _cut_at(sock: socket.socket, deadline: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # a cut under way ends before the descriptor is given to another
+        same.close()

@@ -18,7 +18,7 @@ import numpy as np
 from graft.errors import ConfigError
 from serve.answers import Answer, write_answer
 from serve.model import ServedModel
-from serve.reading import Limits, Photos, decode, read_photos
+from serve.reading import Limits, Photos, decode, read_entries
 from serve.refusals import Refusal
 
 Body = bytes | bytearray | str | None  # None: TorchServe has taken a form apart
@@ -49,9 +49,9 @@ def input_fn(request_body: Body, content_type: str | None, context: Any = None) 
     """The encoded photos of a request.
 
     Raises:
-        Refusal: 4xx, see `serve.reading.read_photos`; addresses are not fetched.
+        Refusal: 4xx, see `serve.reading.read_entries`; addresses are not fetched.
     """
-    return read_photos(_bytes(request_body), content_type, LIMITS, None)
+    return read_entries(_bytes(request_body), content_type, LIMITS).photos()
 
 
 def predict_fn(photos: Sequence[bytes], model: ServedModel, context: Any = None) -> list[Answer]:

@@ -22,7 +22,7 @@ from serve.answers import Answer
 from serve.arguments import Arguments, read_arguments
 from serve.checking import load_model
 from serve.model import ServedModel
-from serve.reading import Limits, decode
+from serve.reading import Limits, decode, read_file
 from serve.refusals import Refusal
 from serve.remote import RemoteAnswer
 
@@ -93,7 +93,7 @@ def answer_all(photos: Sequence[Path], model: ServedModel) -> Iterator[tuple[Pat
 
     def read(path: Path) -> Pixels | Refusal:
         try:
-            return decode(path.read_bytes(), model.spec, LIMITS)
+            return decode(read_file(path), model.spec, LIMITS)
         except Refusal as refusal:
             return refusal
 
@@ -149,23 +149,35 @@ def _print_json(answers: Iterable[tuple[Path, Said]], count: int) -> int:
 
 
 def _write_csv(answers: Iterable[tuple[Path, Said]], photos: int, output: Path, count: int) -> int:
-    """A row for each photo: path, the likeliest classes with their probabilities, doubts, and what was wrong."""
+    """A row for each photo: path, the likeliest classes with their probabilities, doubts, and what was wrong.
+
+    Where the answers end early, those that came are written all the same.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = [f"{kind}_{place}" for place in range(1, count + 1) for kind in ("class", "probability")]
     writer.writerow(["path", *names, "unsure", "not_one_of_these", "problem"])
-    problems = 0
-    with progress_bar("predicting", photos) as advance:
-        for path, said in answers:
-            if isinstance(said, Refusal):
-                problems += 1
-                writer.writerow([path, *[""] * len(names), "", "", said.problem])
-            else:
-                cells = [cell for row in said.top(count) for cell in (row["label"], f"{row['probability']:.6f}")]
-                doubts = (str(said.unsure).lower(), str(said.not_one_of_these).lower())
-                # an endpoint may tell fewer classes than are asked for here
-                writer.writerow([path, *cells, *[""] * (len(names) - len(cells)), *doubts, ""])
-            advance(1)
-    write_text(output, buffer.getvalue())
-    print(f"{photos - problems} photos answered, {problems} not readable; {output} has them all")
+    answered = problems = 0
+    try:
+        with progress_bar("predicting", photos) as advance:
+            for path, said in answers:
+                if isinstance(said, Refusal):
+                    problems += 1
+                    writer.writerow([path, *[""] * len(names), "", "", said.problem])
+                else:
+                    answered += 1
+                    writer.writerow([path, *_cells(said, count, len(names)), ""])
+                advance(1)
+    finally:
+        write_text(output, buffer.getvalue())
+        missing = photos - answered - problems
+        has = f"has them all but the {missing} after them" if missing else "has them all"
+        print(f"{answered} photos answered, {problems} not readable; {output} {has}")
     return problems
+
+
+def _cells(said: Answer | RemoteAnswer, count: int, width: int) -> list[str]:
+    """The likeliest classes with their probabilities, `width` cells, and the two doubts."""
+    cells = [cell for row in said.top(count) for cell in (row["label"], f"{row['probability']:.6f}")]
+    blank = [""] * (width - len(cells))  # an endpoint may tell fewer classes than are asked for here
+    return [*cells, *blank, str(said.unsure).lower(), str(said.not_one_of_these).lower()]

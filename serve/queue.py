@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from simplejpeg import encode_jpeg  # type: ignore[import-untyped]
@@ -17,7 +18,7 @@ from graft.images import InputSpec, Pixels
 from serve.answers import Answer
 from serve.layout import Layout
 from serve.metrics import Metrics
-from serve.reading import Fetch, Limits, Photos, decode, read_photos
+from serve.reading import Fetch, Limits, Photos, decode, read_entries
 from serve.refusals import Refusal
 
 T = TypeVar("T")
@@ -29,10 +30,6 @@ class Model(Protocol):
     @property
     def spec(self) -> InputSpec:
         """What it expects of a photo."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of its classes."""
 
     @property
     def model_id(self) -> str:
@@ -74,8 +71,9 @@ class Queue:
 
     async def photos(self, body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> Photos:
         """The encoded photos of a body. Raises Refusal."""
-        executor = self._fetchers if fetch else self._decoders
-        return await _run(executor, read_photos, body, content_type, limits, fetch)
+        read = partial(read_entries, addresses=fetch is not None)
+        entries = await _run(self._decoders, read, body, content_type, limits)
+        return await _run(self._fetchers, entries.photos, fetch) if entries.to_fetch else entries.photos()
 
     async def answers(
         self, model: Model, photos: Sequence[bytes], limits: Limits, *, shown: bool = False
@@ -86,12 +84,13 @@ class Queue:
             Refusal: one of them cannot be decoded.
         """
         with self.metrics.time("decode"):
-            jobs = [_run(self._decoders, decode, photo, model.spec, limits) for photo in photos]
-            pixels = np.stack(await asyncio.gather(*jobs))
-        self.metrics.photos.observe(len(pixels))
+            squares = await _all(_run(self._decoders, decode, photo, model.spec, limits) for photo in photos)
+        self.metrics.photos.observe(len(squares))
         with self.metrics.time("infer"):
-            answers = await _run(self._engine, model.predict, pixels)
-        return await _run(self._decoders, _with_photos, answers, pixels) if shown else answers
+            # One by one: together they gain little on a CPU, and take the memory of as many.
+            answers = await _all(_run(self._engine, model.predict, square[np.newaxis]) for square in squares)
+        told = [answer for (answer,) in answers]
+        return await _run(self._decoders, _with_photos, told, squares) if shown else told
 
     def close(self) -> None:
         """Let the threads go; what has not begun is dropped."""
@@ -99,9 +98,9 @@ class Queue:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _with_photos(answers: Sequence[Answer], pixels: Pixels) -> list[Answer]:
-    """The answers with the squares uint8 [B, S, S, 3] that they are about."""
-    encoded = (base64.b64encode(encode_jpeg(np.ascontiguousarray(square))).decode() for square in pixels)
+def _with_photos(answers: Sequence[Answer], squares: Sequence[Pixels]) -> list[Answer]:
+    """The answers with the squares uint8 [S, S, 3] that they are about."""
+    encoded = (base64.b64encode(encode_jpeg(np.ascontiguousarray(square))).decode() for square in squares)
     urls = (f"data:image/jpeg;base64,{text}" for text in encoded)
     return [replace(answer, photo=url) for answer, url in zip(answers, urls, strict=True)]
 
@@ -109,3 +108,13 @@ def _with_photos(answers: Sequence[Answer], pixels: Pixels) -> list[Answer]:
 async def _run(executor: Executor, function: Callable[..., T], *arguments: object) -> T:
     """Run in a thread; cancelling drops what has not begun."""
     return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+
+async def _all(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results in order; where one fails, those that have not begun are dropped: their request has its answer."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

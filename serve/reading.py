@@ -12,6 +12,7 @@ import binascii
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from graft.images import ImageError, InputSpec, PixelError, Pixels, open_header, render
@@ -26,6 +27,10 @@ ACCEPTED_IMAGES = f"an image may be a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}
 ACCEPTED_JSON = 'JSON may be {"image": BASE64}, {"url": "https://..."}, or a list of those'
 URL_IS_OFF = "send the photo itself, or start the server with serve.allow_url=true"
 
+# What every scan of a JPEG begins with; coded pixels never hold these two bytes. A scan may have a few bytes, and costs
+# a walk through all pixels; encoders write about ten.
+_SCAN = b"\xff\xda"
+
 # Values for each photo that a list may have: far more than an entry's one, far less than what fills the memory.
 VALUES = 100
 
@@ -38,12 +43,13 @@ class Limits:
 
     `body`: bytes of a body, and of a photo behind an address; SageMaker's own limit is 6,291,456.
     `pixels`: width x height of a photo as stored, before it is decoded (three bytes each).
-    `frames`: of an animation, of which the first is looked at. `photos`: in one request.
+    `frames`: of an animation, of which the first is looked at. `scans`: of a JPEG. `photos`: in one request.
     """
 
     body: int = 6_291_456
     pixels: int = 50_000_000
     frames: int = 200
+    scans: int = 50
     photos: int = 32
 
 
@@ -55,12 +61,34 @@ class Photos(list[bytes]):
         self.listed = listed
 
 
-def read_photos(body: bytes, content_type: str | None, limits: Limits, fetch: Fetch | None) -> Photos:
-    """The encoded photos of a request, in its order; at least one.
+@dataclass(frozen=True)
+class Entries:
+    """What a request asks about, in its order; at least one.
+
+    `entries`: encoded photos, and addresses of photos (text). `listed`: whether it was a list.
+    """
+
+    entries: tuple[bytes | str, ...]
+    listed: bool
+
+    @property
+    def to_fetch(self) -> bool:
+        """Whether there is an address among them."""
+        return any(isinstance(entry, str) for entry in self.entries)
+
+    def photos(self, fetch: Fetch | None = None) -> Photos:
+        """The photos, those behind addresses fetched. Raises what `fetch` raises: Refusal."""
+        if fetch is None:
+            return Photos([entry for entry in self.entries if isinstance(entry, bytes)], listed=self.listed)
+        return Photos((fetch(entry) if isinstance(entry, str) else entry for entry in self.entries), listed=self.listed)
+
+
+def read_entries(body: bytes, content_type: str | None, limits: Limits, *, addresses: bool = False) -> Entries:
+    """What a request asks about.
 
     Case and parameters of `content_type` do not matter, and without one the body is taken for an image.
-    `fetch` gets the photo behind an address; None refuses addresses. Raises Refusal: 415 for another
-    type, 413 for too much, 400 for what cannot be read, 403 for an address where addresses are off.
+    Raises Refusal: 415 for another type, 413 for too much, 400 for what cannot be read, 403 for an address
+    where `addresses` are off.
     """
     check_size(len(body), limits)
     media_type = (content_type or IMAGE_TYPES[3]).partition(";")[0].strip().lower()
@@ -69,10 +97,18 @@ def read_photos(body: bytes, content_type: str | None, limits: Limits, fetch: Fe
     if not body:
         raise Refusal(400, "the body is empty", f"{ACCEPTED_IMAGES}; {ACCEPTED_JSON}")
     if media_type != JSON_TYPE:
-        return Photos([body])
+        return Entries((body,), listed=False)
     document = _parse(body, limits)
-    photos = (_photo(entry, where, fetch) for where, entry in _entries(document, limits))
-    return Photos(photos, listed=isinstance(document, list))
+    entries = tuple(_entry(entry, where, addresses) for where, entry in _entries(document, limits))
+    return Entries(entries, listed=isinstance(document, list))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a photo on disk. Raises Refusal where it cannot be opened."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refusal(400, f"the file cannot be opened: {error.strerror}", "a photo that this user may read") from error
 
 
 def check_size(size: int, limits: Limits) -> None:
@@ -84,7 +120,7 @@ def check_size(size: int, limits: Limits) -> None:
 def decode(data: bytes, spec: InputSpec, limits: Limits) -> Pixels:
     """The photo as the model expects it: uint8 [S, S, 3], RGB, upright.
 
-    Raises Refusal: 400 for another format, damage or a missing end, 413 for too many pixels or frames.
+    Raises Refusal: 400 for another format, damage or a missing end, 413 for too many pixels, frames or scans.
     """
     try:
         header = open_header(data, FORMATS)
@@ -95,6 +131,9 @@ def decode(data: bytes, spec: InputSpec, limits: Limits) -> Pixels:
         frames = getattr(header, "n_frames", 1)
         if frames > limits.frames:
             raise Refusal(413, f"the photo has {frames} frames", f"a photo may have {limits.frames} frames")
+        scans = data.count(_SCAN) if header.format in ("JPEG", "MPO") else 0
+        if scans > limits.scans:
+            raise Refusal(413, f"the photo has {scans} scans", f"a photo may have {limits.scans} scans")
         rendered = render(data, spec)
     except PixelError as error:
         raise Refusal(413, f"the photo has {error}", f"a photo may have {limits.pixels} pixels") from error
@@ -129,7 +168,7 @@ def _entries(document: Any, limits: Limits) -> list[tuple[str, Any]]:
     return [(f"entry {index} of the list", entry) for index, entry in enumerate(document)]
 
 
-def _photo(entry: Any, where: str, fetch: Fetch | None) -> bytes:
+def _entry(entry: Any, where: str, addresses: bool) -> bytes | str:
     if not isinstance(entry, dict):
         raise Refusal(400, f"{where} is a {_kind(entry)}", ACCEPTED_JSON)
     keys = sorted(entry)
@@ -142,9 +181,9 @@ def _photo(entry: Any, where: str, fetch: Fetch | None) -> bytes:
         raise Refusal(400, f"{keys[0]!r} in {where} is {found}", ACCEPTED_JSON)
     if keys == ["image"]:
         return _decode_base64(value, where)
-    if fetch is None:
+    if not addresses:
         raise Refusal(403, f"'url' in {where}: addresses are not fetched here", URL_IS_OFF)
-    return fetch(value)
+    return value
 
 
 def _decode_base64(text: str, where: str) -> bytes:

@@ -1,12 +1,26 @@
-"""What a server or an endpoint answers, read back from its JSON."""
+"""A server or an endpoint asked about photos, and its answers read back from their JSON."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from graft.errors import CloudError
 from serve.refusals import Refusal
+
+AT_ONCE = 4  # of one client: an endpoint of the smallest machine answers two at a time
+AHEAD = 8 * AT_ONCE  # photos that are asked about before the first of them is told
+
+TRIES = 5  # of a photo, where whoever is asked is busy
+
+
+class BusyError(CloudError):
+    """There is no answer now, and may be one later: 503 or 504."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,9 @@ class RemoteAnswer:
     def top(self, count: int) -> list[dict[str, Any]]:
         """The likeliest classes, the likeliest first: `count` of them, or as many as were told."""
         return list(self.predictions[:count])
+
+
+Told = RemoteAnswer | Refusal
 
 
 def read_answer(body: bytes) -> RemoteAnswer | None:
@@ -48,3 +65,24 @@ def read_refusal(status: int, body: str) -> Refusal | None:
         return Refusal(status, str(error["problem"]), str(error["accepted"]))
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def ask_all(photos: Sequence[Path], ask: Callable[[Path], Told]) -> Iterator[tuple[Path, Told]]:
+    """Each photo with its answer, in order, `AT_ONCE` asked at a time; again after 1, 2, 4 and 8 s where `ask` is busy.
+
+    Raises:
+        BusyError: it was busy `TRIES` times.
+    """
+
+    def patiently(photo: Path) -> Told:
+        for tried in range(TRIES - 1):
+            try:
+                return ask(photo)
+            except BusyError:
+                time.sleep(2**tried)
+        return ask(photo)
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ask") as pool:
+        for start in range(0, len(photos), AHEAD):
+            part = photos[start : start + AHEAD]
+            yield from zip(part, pool.map(patiently, part), strict=True)

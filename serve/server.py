@@ -55,14 +55,14 @@ def make_service(config: ServeConfig, load: Callable[[], Model], check: Callable
         deadline=config.deadline,
         top_k=config.top_k,
         check=check,
-        begin_fetching=_fetching(limits) if config.allow_url else None,
+        begin_fetching=_fetching(limits, config.url_hosts) if config.allow_url else None,
     )
 
 
-def _fetching(limits: Limits) -> Callable[[], Fetch]:
-    from serve.fetching import Fetcher  # the client that it needs takes a while to import
+def _fetching(limits: Limits, hosts: list[str]) -> Callable[[], Fetch]:
+    from serve.fetching import Fetcher  # TLS takes a while to import
 
-    return Fetcher(limits.body, FETCH_SECONDS).begin
+    return Fetcher(limits.body, FETCH_SECONDS, hosts=hosts).begin
 
 
 def make_server(

@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_spoils_no_figure() -> None:
     curves = (CURVE, ((5, math.inf), (10, math.inf)), ((5, math.inf), (10, 3.0)), ((5, math.nan),))
     records = [Record(n, {}, Outcome("ok", 0.5, curve=curve)) for n, curve in enumerate(curves)]
     draw_curves(axes, records, best=0)
-    assert axes.get_ylim() == (0, pytest.approx(1.2 * 2.0))  # the median of 1 and 3
+    assert axes.get_ylim()[1] == pytest.approx(1.2 * 2.0)  # the median of 1 and 3
     assert len(axes.get_lines()) == 2
 
 

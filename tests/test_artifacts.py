@@ -37,7 +37,7 @@ seed: 0
 data:
   root: photos
   batch_size: 64
-  hint: get the photos from the place where they lie and unzip
+  words: get the photos from the place where they lie and unzip
     them into this folder, or try another one
 model:
   mean:
@@ -105,7 +105,7 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
         ("  batch_size: 64", "  batch_size: 8", "data.batch_size=64 there and 8 here"),
         ("  batch_size: 16", "  batch_size: 8", "features.batch_size=16 there and 8 here"),
         ("  - 0.25\n", "  - 0.125\n", "model.mean=0.5 0.25 there and 0.5 0.125 here"),
-        ("this folder,", "that folder,", "data.hint=get the photos"),
+        ("this folder,", "that folder,", "data.words=get the photos"),
         ("  resize: null\n", "", "model.resize=null there and absent here"),
         ("seed: 0\n", "seed: 0\nspeed: 1\n", "speed=absent there and 1 here"),
     ],
@@ -119,6 +119,15 @@ def test_an_unfinished_run_of_another_configuration_is_refused(tmp_path: Path, o
     assert str(refused.value).count(" there and ") == 1
     assert (tmp_path / "run" / "config.yaml").read_text() == CONFIG
     leave(tmp_path / "run", None)
+
+
+def test_what_changes_no_figure_may_differ_when_a_run_goes_on(tmp_path: Path) -> None:
+    with_workers = CONFIG.replace("  batch_size: 64", "  batch_size: 64\n  workers: {}")
+    with pytest.raises(ValueError), open_run(tmp_path / "run", with_workers.format(0), ()) as before:
+        raise ValueError
+    with open_run(tmp_path / "run", with_workers.format(2), ()) as run:
+        assert run.run_id == before.run_id
+        assert "workers: 2" in run.config.read_text()
 
 
 def test_two_keys_of_one_name_that_change_places_are_another_configuration(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torchvision.models.vision_transformer import EncoderBlock
 
 from graft.debugger import probe as probe_module
 from graft.debugger.probe import Probe, is_looked_at
@@ -127,7 +128,8 @@ def test_intervals_thin_the_records(tmp_path: Path) -> None:
     session.fit(watching=[probe])
     losses = read_losses(tmp_path)
     assert losses["TRAIN"].step.tolist() == [0, 5, 10]
-    assert losses["EVAL"].step.tolist() == [0, 2, 4, 6, 8]
+    # batches 0 and 2 of each evaluation: rules and plateau compare the same photos
+    assert losses["EVAL"].step.tolist() == [0, 2, 3, 5, 6, 8]
     assert sorted(set(read_records(tmp_path).table("layers")["step"].tolist())) == [0, 1, 2, 4, 8]
 
 
@@ -242,6 +244,19 @@ def test_frozen_layers_are_left_alone_and_a_relu_used_twice_is_two() -> None:
     assert float(rows["2.wide"]["gradient_norm"]) == pytest.approx(float(both.norm()), rel=1e-5)
     assert float(rows["2.wide"]["gradient_mean"]) == pytest.approx(float(both.abs().mean()), rel=1e-5)
     assert int(rows["2.wide"]["fan_in"]) == 5
+
+
+def test_a_block_of_a_transformer_is_looked_at_like_any_layer() -> None:
+    # Attention owns weights and gives a tuple: its answer, and how it weighed.
+    block = EncoderBlock(num_heads=2, hidden_dim=8, mlp_dim=16, dropout=0.0, attention_dropout=0.0)
+    answers: list[torch.Tensor] = []
+    block.self_attention.register_forward_hook(lambda part, inputs, output: answers.append(output[0].detach()))
+    statistics = LayerStatistics(block, block)
+    statistics.watch()
+    block(torch.randn(4, 5, 8)).sum().backward()
+    row = statistics.rows()["self_attention"]
+    assert float(row["output_std"]) == pytest.approx(float(answers[0].std(correction=0)), rel=1e-5)
+    assert float(row["gradient_norm"]) > 0
 
 
 def test_a_killed_run_leaves_what_it_had_flushed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from graft.config import knobs
 from graft.debugger.judge import EXPLAINS, RULES, causes_first, judge
 from graft.debugger.loss_rules import relative_noise, required_fall
-from graft.debugger.records import TRAIN, Records
+from graft.debugger.records import TRAIN, Facts, Records
 from graft.diagnosis import Finding
 from graft.errors import ConfigError
 from tests.recorded import EPOCH, FACTS, answered, recorded
@@ -160,6 +160,21 @@ def test_the_first_step_of_a_finding_is_the_first_bad_one() -> None:
         "class_imbalance": 0,
         "label_noise_suspected": 0,
     }
+
+
+def test_an_explosion_is_to_be_clipped_unless_it_was() -> None:
+    def found(facts: Facts) -> Finding:
+        finding = RULES["exploding_gradient"].look(recorded(layers=norms(1, 3, 30), facts=facts)).finding
+        assert finding is not None
+        return finding
+
+    # 15 times the mean of 1 and 3; four times that mean is where to clip
+    assert found(FACTS).change == "optim.clip_norm=8, or optim.lr=0.001"
+    clipped = found(replace(FACTS, clipped=True))
+    assert (clipped.change, clipped.key) == ("optim.lr=0.001", "optim.lr")
+    assert (
+        clipped.seen == "the norm of the gradient was 30, 15 times its mean before, until optim.clip_norm shortened it"
+    )
 
 
 def test_noise_is_that_of_a_loss_about_its_trend() -> None:

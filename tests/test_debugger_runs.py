@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from graft.debugger.__main__ import main
 from graft.debugger.judge import RULES, judge
 from graft.debugger.records import read_losses, read_records
 from graft.debugger.smdebug_hook import check_backend
-from graft.diagnosis import read_diagnosis
+from graft.diagnosis import Verdict, read_diagnosis
 from graft.errors import ConfigError, RunError
+from graft.profiler import causes
 from graft.terminal import run_table
 from tests.composing import ROOT, composed
 from tests.conftest import REAL_DATA
@@ -106,13 +108,37 @@ def test_dogs_are_healthy_unless_they_are_not(tmp_path: Path) -> None:
     assert train_dogs(tmp_path, dogs, "slow", "optim.lr=1e-6", "trainer.max_epochs=4") == ["loss_not_decreasing"]
 
 
-def test_a_run_that_diverges_says_so_and_why(photos: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_says_so_and_why(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match="training diverged"):
         run(tiny(photos, tmp_path / "run", "optim.lr=1e30"))
     diagnosis = read_diagnosis(tmp_path / "run" / "debugger" / "findings.json")
     (finding,) = diagnosis.findings
     assert finding.rule == "nan_or_inf"
     assert finding.change == "optim.lr=1e+29"
+    page = tmp_path / "run" / "report.html"
+    said = capsys.readouterr().err
+    assert f"training: nan_or_inf (since step {finding.since_step}): {finding.seen}; change: optim.lr=1e+29" in said
+    assert f"report: {page}\n" in said
+    shown = page.read_text()
+    assert "This run is failed (RunError: training diverged" in shown
+    assert finding.seen in shown
+
+
+def test_a_fault_in_what_watches_a_run_fails_no_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(records: object) -> Verdict:
+        raise IndexError("index 3 is out of bounds")
+
+    monkeypatch.setitem(RULES, "overfit", replace(RULES["overfit"], look=faulty))
+    monkeypatch.setitem(causes.RULES, "dataloader", replace(causes.RULES["dataloader"], look=faulty))
+    result = run(tiny(photos, tmp_path / "run", "trainer.max_epochs=1"))
+    assert read_state(tmp_path / "run")["state"] == "finished"
+    why = "could not be judged: IndexError: index 3 is out of bounds"
+    assert result.findings == (f"the training {why}",)
+    assert result.costs == (f"the time that the run took {why}",)
+    assert result.report is not None
+    assert f"debugger/ {why}" in result.report.read_text()
 
 
 def test_a_finding_can_end_the_training_in_good_order(photos: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from graft.features.engines import resolve
 from serve.__main__ import main
 from tests.conftest import REAL_DATA
 from tests.training import run
@@ -21,18 +22,21 @@ pytestmark = [pytest.mark.real_data, pytest.mark.slow, pytest.mark.timeout(1200)
 @pytest.fixture(scope="module")
 def dogs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 120 breeds, and its model.tar.gz."""
-    root = tmp_path_factory.mktemp("dogs")
-    overrides = (
+    return trained(tmp_path_factory.mktemp("dogs"), "features.precision=fp32")
+
+
+def trained(root: Path, *overrides: str) -> Path:
+    """The directory of a run on 120 breeds, whose model is packed."""
+    place = (
         "data=folder",
         f"data.root={DOGS}",
         "model.backbone=mobilenet_v2",
         f"model.weights={WEIGHTS}",
-        "features.precision=fp32",
         f"features.cache_dir={root / 'cache'}",
         "trainer.progress=false",
         f"run_dir={root / 'run'}",
     )
-    result = run(list(overrides))
+    result = run([*place, *overrides])
     main(["pack", f"run_dir={result.run_dir}"])
     return result.run_dir
 
@@ -55,6 +59,14 @@ def test_torch_says_of_every_photo_what_the_run_said(dogs: Path, tmp_path: Path)
 def test_openvino_agrees_on_999_of_1000(dogs: Path, tmp_path: Path) -> None:
     pairs = first_classes(dogs, tmp_path / "said.csv", f"bundle={dogs / 'model.tar.gz'}", "serve.precision=fp32")
     assert sum(said == expected for expected, said in pairs) >= 0.999 * len(pairs)
+
+
+@pytest.mark.skipif(resolve("auto", "auto", "cpu")[1] != "bf16", reason="needs a processor with bf16: else 20 minutes")
+def test_a_run_in_bf16_is_served_alike(tmp_path: Path) -> None:
+    run_dir = trained(tmp_path, "features.precision=bf16")
+    archive = f"bundle={run_dir / 'model.tar.gz'}"
+    pairs = first_classes(run_dir, tmp_path / "said.csv", archive, "serve.precision=fp32")
+    assert sum(said == expected for expected, said in pairs) >= 0.99 * len(pairs)
 
 
 def test_a_temple_and_a_flower_are_no_dogs(dogs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -75,7 +77,8 @@ def test_every_spelling_of_a_private_host_is_refused(host: str) -> None:
         "file:///etc/passwd",
         "https://",
         "https://host:8443/",
-        "https://user:password@host/",
+        "https://user:secret@host/",
+        "https://host:8443/?signature=secret",
         "https://host:port/",
         "https://[::1/",
         "gopher://host",
@@ -86,8 +89,17 @@ def test_every_spelling_of_a_private_host_is_refused(host: str) -> None:
     ],
 )
 def test_addresses_that_are_refused_by_their_look(address: str) -> None:
-    with pytest.raises(Refusal, match=r"400: the address .* an address may be https://HOST/PATH"):
+    with pytest.raises(Refusal, match=r"400: the address .* an address may be https://HOST/PATH") as caught:
         Fetcher(100, 1.0, resolve=lambda host, port: pytest.fail("resolved")).begin()(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_only_the_hosts_that_are_named_are_visited(site: tuple[int, Path]) -> None:
+    fetch = fetcher(site, hosts=["Host"]).begin()
+    assert fetch(f"https://host:{site[0]}/photo") == b"a photo"
+    for address in (f"https://other:{site[0]}/photo", f"https://host:{site[0]}/elsewhere"):
+        with pytest.raises(Refusal, match="403: the host 'other' is not fetched from; hosts may be host"):
+            fetch(address)
 
 
 class Site(BaseHTTPRequestHandler):
@@ -103,8 +115,12 @@ class Site(BaseHTTPRequestHandler):
             self._answer(302, {"Location": "/circle"})
         elif self.path == "/inside":
             self._answer(302, {"Location": "https://inside:" + self.headers["Host"].partition(":")[2] + "/photo"})
+        elif self.path == "/elsewhere":
+            self._answer(302, {"Location": "https://other:" + self.headers["Host"].partition(":")[2] + "/photo"})
         elif self.path == "/plain":
             self._answer(302, {"Location": "http://host/photo"})
+        elif self.path == "/torn":
+            self._answer(302, {"Location": "https://[::1/photo"})
         elif self.path == "/long":
             self._answer(200, {}, b"x" * 5000)
         elif self.path == "/announced":
@@ -149,13 +165,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]
     server.server_close()
 
 
-def fetcher(site: tuple[int, Path], seconds: float = 5.0) -> Fetcher:
+def fetcher(site: tuple[int, Path], seconds: float = 5.0, hosts: Sequence[str] = ()) -> Fetcher:
     def resolve(host: str, port: int) -> str:
         return "127.0.0.1" if host in ("host", "other") else resolve_public("127.0.0.1", port)
 
     port, certificate = site
     context = ssl.create_default_context(cafile=str(certificate))
-    return Fetcher(1000, seconds, resolve=resolve, port=port, context=context)
+    return Fetcher(1000, seconds, hosts=hosts, resolve=resolve, port=port, context=context)
 
 
 @pytest.mark.parametrize("path", ["photo", "photo?size=1", "moved"])
@@ -168,7 +184,8 @@ def test_a_photo_is_fetched(site: tuple[int, Path], path: str) -> None:
     [
         ("circle", "400: the address is redirected more than 3 times"),
         ("inside", "403: the host '127.0.0.1' is not on the public internet"),
-        ("plain", "400: the address 'http://host/photo' is not fetched"),
+        ("plain", "400: the address is not one of https and port 443"),
+        ("torn", "400: the address cannot be read"),
         ("long", "413: the photo has 5000 bytes or more; a photo may have 1000 bytes"),
         ("announced", "413: the photo has 5000 bytes or more"),
         ("missing", "400: the address answered with 404"),
@@ -190,6 +207,26 @@ def test_a_host_that_drips_is_cut_at_the_deadline(site: tuple[int, Path]) -> Non
     with pytest.raises(Refusal, match=r"504: the photos did not arrive within 0\.5 s"):
         fetcher(site, seconds=0.5).begin()(f"https://host:{site[0]}/drip")
     assert time.monotonic() - begun < 1.5
+
+
+def test_a_handshake_that_drips_is_cut_at_the_deadline() -> None:
+    # A record of TLS that announces 16 kB, and then comes byte by byte: every byte would begin the socket's time anew.
+    def drip(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:
+            connection.sendall(b"\x16\x03\x03\x40\x00")
+            for _ in range(100):
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        port = listener.getsockname()[1]
+        begun = time.monotonic()
+        with pytest.raises(Refusal, match=r"504: the photos did not arrive within 0\.5 s"):
+            Fetcher(1000, 0.5, resolve=lambda *_: "127.0.0.1", port=port).begin()(f"https://host:{port}/photo")
+        assert time.monotonic() - begun < 1.5
+        thread.join()
 
 
 def test_the_photos_of_a_request_share_its_time(site: tuple[int, Path]) -> None:

@@ -6,8 +6,10 @@ import contextlib
 import gzip
 import json
 import signal
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from graft.errors import RunError
 from graft.profiler.__main__ import main, overrides_of
 from graft.profiler.recorder import diagnose
 from graft.profiler.records import FOLDER, Facts, RecordWriter, read_phases, read_records, read_samples
-from graft.profiler.sampler import Machine
+from graft.profiler.sampler import Machine, open_gpus
 from graft.profiler.stopwatch import STEP_COLUMNS, Stopwatch
 from graft.profiler.timer import turns_of
 from graft.trainer import train
@@ -120,6 +122,43 @@ def test_what_a_machine_lacks_is_not_a_number(tmp_path: Path) -> None:
     assert np.isnan(read["gpu0_percent"]).tolist() == [True, False]
 
 
+def session(run_dir: Path, figures: dict[str, float]) -> None:
+    """A process that starts for 10 s and then takes 40 steps of half a second, with these figures in each sample."""
+    writer = RecordWriter(run_dir)
+    step = [0.0 if name != "forward" else 0.5 for name in STEP_COLUMNS[1:]]
+    writer.write("steps", STEP_COLUMNS, [[10 + 0.5 * (number + 1), *step] for number in range(40)])
+    quiet = {"cpu_percent": 50.0, "cpu0_percent": 50.0, "iowait_percent": 0.0, "net_mb_s": 0.0}
+    seconds = [0.5 * (number + 1) for number in range(60)]
+    writer.write("samples", ["seconds", *quiet, *figures], [[at, *quiet.values(), *figures.values()] for at in seconds])
+    writer.write_session(Facts(cached=False, frozen=False, workers=1), {"start_up": 10.0, "forward": 20.0})
+
+
+BUSY = {"gpu0_percent": 99.0, "gpu0_memory_percent": 80.0, "gpu0_watts": float("nan")}
+
+
+def test_a_run_that_goes_on_where_there_is_no_gpu_is_judged_by_what_there_is(tmp_path: Path) -> None:
+    session(tmp_path, BUSY)
+    session(tmp_path, {})
+    assert diagnose(tmp_path).findings == ()  # and findings.json holds no NaN, which JSON refuses
+    assert read_records(tmp_path).gpus("percent").shape == (0, 0)
+
+
+def test_a_run_that_goes_on_with_one_gpu_of_two_is_judged_by_that_one(tmp_path: Path) -> None:
+    session(tmp_path, BUSY | {"gpu1_percent": 20.0, "gpu1_memory_percent": 80.0})
+    session(tmp_path, BUSY)
+    assert diagnose(tmp_path).findings == ()
+    assert read_records(tmp_path).gpus("percent").tolist() == [[99.0] * 41]
+
+
+def test_the_start_of_a_process_that_goes_on_is_no_training(tmp_path: Path) -> None:
+    for _ in range(2):
+        session(tmp_path, {})
+    records = read_records(tmp_path)
+    # The second process began at 30 s and trained from 40 to 60.
+    assert (records.training["seconds"].min(), records.training["seconds"].max()) == (40.0, 60.0)
+    assert records.training_seconds == 40.0
+
+
 def test_a_run_without_records_says_so(tmp_path: Path) -> None:
     assert read_samples(tmp_path) == {}
     assert read_phases(tmp_path) == {}
@@ -144,6 +183,35 @@ def test_a_sample_has_a_number_for_each_column() -> None:
     }
     assert 0 <= sample["cpu_percent"] <= 100
     assert 0 < sample["memory_percent"] < 100
+
+
+class DividedGPU:
+    """NVML as it is where a GPU is divided (MIG): of three figures it tells one."""
+
+    class NVMLError(Exception):
+        """As pynvml's."""
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        return number
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=3.0, total=12.0)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
+        raise self.NVMLError("Not Supported")
+
+    nvmlDeviceGetPowerUsage = nvmlDeviceGetUtilizationRates
+
+
+def test_a_figure_that_a_gpu_does_not_tell_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", DividedGPU())
+    (read,) = open_gpus()
+    assert read() == pytest.approx((float("nan"), 25.0, float("nan")), nan_ok=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from graft.assembly import build_data, open_folder
 from graft.diagnosis import Finding
+from graft.images import InputSpec
 from graft.profiler.causes import EXPLAINS, RULES, causes_first, judge
 from graft.profiler.input_rules import saved_by_workers
 from graft.profiler.prediction import cached_epoch_seconds, epoch_seconds, epochs_seen
 from graft.profiler.records import PHASES, Facts, Records, read_records
+from graft.profiler.time_rules import priced
+from graft.recording import profile_facts
 from tests import idle_gpu
-from tests.composing import ROOT
+from tests.composing import ROOT, composed
+from tests.pictures import draw_folder
 
 FACTS = Facts(photos={"train": 80, "valid": 40}, batch_size=10, steps_per_epoch=8, cores=4)
 IMAGES = replace(FACTS, cached=False, workers=4)
@@ -153,7 +160,20 @@ def test_each_rule_has_a_run_that_triggers_it_and_one_that_does_not(rule: str) -
             recorded(samples={"iowait_percent": half(60.0, 0.0, 19 / 39)}),
             recorded(samples={"iowait_percent": half(60.0, 0.0, 20 / 39)}),
         ),
+        (
+            "io_bottleneck",
+            recorded(samples={"iowait_percent": 50.0}),
+            recorded(samples={"iowait_percent": 50.1}),
+        ),
+        (
+            "io_bottleneck",
+            recorded(samples=gpu(10.0) | {"iowait_percent": 60.0}),
+            recorded(samples=gpu(9.9) | {"iowait_percent": 60.0}),
+        ),
+        ("batch_size", recorded(samples=gpu(70.0, 30.0)), recorded(samples=gpu(69.9, 30.0))),
         ("step_outlier", with_slow_steps(300, 10), with_slow_steps(300, 11)),
+        # A tenth of all steps that is slow lies three standard deviations above the mean, however slow it is.
+        ("step_outlier", with_slow_steps(301, 31), with_slow_steps(301, 29)),
         ("max_initialization_time", recorded(start_up=60.0), recorded(start_up=60.1)),
         ("max_initialization_time", recorded(start_up=1200.0, look=1e4), recorded(start_up=1200.1, look=1e4)),
         # Two epochs of 4 s, less a first look of 12 batches at 0.3 s: at 1.8 s an epoch, a tenth of the run is saved.
@@ -195,7 +215,25 @@ def test_transfers_from_memory_that_is_not_pinned_are_named() -> None:
     assert looked("dataloader", recorded(replace(on_gpu, pinned=True), transfer=0.1)) is None
     finding = looked("dataloader", recorded(on_gpu, transfer=0.1))
     assert finding is not None
-    assert "pin_memory" in finding.change
+    assert "its loader puts batches there" in finding.change
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_on_their_way_to_a_gpu_are_pinned(device: str, tmp_path: Path) -> None:
+    config = composed("data=folder", f"data.root={draw_folder(tmp_path)}", "data.workers=0")
+    folder = open_folder(config)
+    photos: Any = SimpleNamespace(
+        splits={"train": folder.train, "valid": folder.valid}, spec=InputSpec(8, 8), train_source=lambda: None
+    )
+    data = build_data(config, photos, device)
+    assert {data.train_dataloader().pin_memory, data.val_dataloader().pin_memory} == {device == "cuda"}
+    assert profile_facts(config, photos, data, device).pinned is (device == "cuda")
+
+
+def test_prices_are_told_with_the_digits_that_matter() -> None:
+    facts = replace(FACTS, usd_per_hour=3600.0)
+    prices = [priced(seconds, facts).partition(" (")[2] for seconds in (0.0151, 9.94, 99.6, 12345.0)]
+    assert prices == ["0.015 USD)", "9.9 USD)", "100 USD)", "12,345 USD)"]
 
 
 def test_workers_save_what_they_decode_beside_the_training() -> None:
@@ -204,6 +242,32 @@ def test_workers_save_what_they_decode_beside_the_training() -> None:
     assert saved_by_workers(8.0, 12.0, replace(IMAGES, workers=0, device="cuda")) == 8.0
     assert saved_by_workers(8.0, 9.0, replace(IMAGES, workers=0, device="cuda")) == 7.0
     assert saved_by_workers(8.0, 12.0, replace(IMAGES, workers=9)) == 0.0
+
+
+SLOW_DISK: dict[str, float | np.ndarray] = {"iowait_percent": 60.0}
+SLOW_LOADER = replace(IMAGES, workers=1, device="cuda", frozen=False, pinned=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "records", "saved"),
+    [
+        # 40 steps of 0.9 s, of which one process decodes for 16 s: four do it beside the GPU
+        ("cpu_bottleneck", recorded(SLOW_LOADER, samples=gpu(0.0) | {"cpu0_percent": 95.0}, data_wait=0.4), 16.0),
+        ("cpu_bottleneck", recorded(samples=gpu(0.0) | {"cpu0_percent": 95.0}), None),  # features are not decoded
+        # 40 steps of 1.4 s, in 60 % of which the processor waits for a disk; or of 0.6 s, in 0.1 of which steps wait
+        ("io_bottleneck", recorded(samples=SLOW_DISK, data_wait=0.9), 33.6),
+        ("io_bottleneck", recorded(samples=SLOW_DISK, data_wait=0.1), 4.0),
+        ("io_bottleneck", recorded(samples=SLOW_DISK), None),
+        ("small_files_on_s3", fetched(0.5, look=30.0), 15.0),  # in half of which the processor was busy
+        ("step_outlier", with_slow_steps(300, 11), 55.0),
+        ("gpu_never_used", TRIGGERS["gpu_never_used"], None),
+        ("max_initialization_time", TRIGGERS["max_initialization_time"], None),
+    ],
+)
+def test_what_a_change_saves_is_predicted_where_the_run_tells(rule: str, records: Records, saved: float | None) -> None:
+    finding = looked(rule, records)
+    assert finding is not None
+    assert finding.saved_s == (saved if saved is None else pytest.approx(saved))
 
 
 def test_what_recomputed_features_cost_is_told_by_the_runs_own_seconds() -> None:

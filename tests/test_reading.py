@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from graft.images import InputSpec, render
-from serve.reading import URL_IS_OFF, Limits, decode, read_photos
+from serve.reading import URL_IS_OFF, Limits, decode, read_entries
 from serve.refusals import Refusal
 
 SPEC = InputSpec(image_size=32, resize=36)
@@ -32,7 +32,7 @@ def photo(form: str = "JPEG", size: tuple[int, int] = (60, 40), **options: Any) 
 
 def refusal(body: bytes, content_type: str | None, limits: Limits = LIMITS) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        read_photos(body, content_type, limits, None)
+        read_entries(body, content_type, limits)
     return caught.value
 
 
@@ -48,22 +48,24 @@ def refusal(body: bytes, content_type: str | None, limits: Limits = LIMITS) -> R
     ],
 )
 def test_case_and_parameters_of_the_type_do_not_matter(content_type: str | None) -> None:
-    assert read_photos(b"bytes", content_type, LIMITS, None) == [b"bytes"]
+    assert read_entries(b"bytes", content_type, LIMITS).photos() == [b"bytes"]
 
 
 def test_json_gives_images_and_addresses_in_order() -> None:
     document = [{"image": base64.b64encode(b"one").decode()}, {"url": "https://host/two"}]
-    fetched = read_photos(json.dumps(document).encode(), "application/json; charset=utf-8", LIMITS, str.encode)
-    assert fetched == [b"one", b"https://host/two"]
+    body = json.dumps(document).encode()
+    entries = read_entries(body, "application/json; charset=utf-8", LIMITS, addresses=True)
+    assert entries.to_fetch
+    assert entries.photos(str.encode) == [b"one", b"https://host/two"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-be"])
 def test_a_list_of_one_is_a_list_in_every_encoding_of_json(encoding: str) -> None:
     entry = json.dumps({"image": base64.b64encode(b"one").decode()})
     for text, listed in ((f" [{entry}]", True), (entry, False)):
-        photos = read_photos(text.encode(encoding), "application/json", LIMITS, None)
+        photos = read_entries(text.encode(encoding), "application/json", LIMITS).photos()
         assert (photos, photos.listed) == ([b"one"], listed)
-    assert not read_photos(b"[", "image/jpeg", LIMITS, None).listed
+    assert not read_entries(b"[", "image/jpeg", LIMITS).listed
 
 
 def test_a_refused_type_names_what_is_accepted() -> None:
@@ -83,7 +85,7 @@ def test_json_of_many_values_is_refused_before_they_take_memory(document: bytes)
     body = b"[" + document * (6_000_000 // len(document)) + b"1]"
     tracemalloc.start()
     with pytest.raises(Refusal, match=r"400: the JSON has \d+ values or more; JSON may have 3200 values; JSON may be"):
-        read_photos(body, "application/json", LIMITS, None)
+        read_entries(body, "application/json", LIMITS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000

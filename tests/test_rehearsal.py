@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from graft import rehearsal
+from graft.artifacts import read_state
+from graft.classifier import Classifier
+from graft.config import Config
 from graft.diagnosis import read_diagnosis
+from graft.errors import RunError
 from graft.profiler.prediction import epoch_seconds
 from graft.profiler.records import FOLDER, read_records
 from tests.pictures import draw_folder
@@ -45,6 +49,26 @@ def test_a_run_without_the_advice_rehearses_nothing(
 
     monkeypatch.setattr(rehearsal, "seconds_of_cached_epoch", refuse)
     run(tiny(draw_folder(tmp_path / "photos"), tmp_path / "run", "trainer.max_epochs=1", *changes))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_rehearsal_that_fails_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rehearsed: list[Config] = []
+
+    def diverging(config: Config, *_: object, **__: object) -> Classifier:
+        rehearsed.append(config)
+        raise RunError("training diverged: valid/loss was not finite in any epoch")
+
+    monkeypatch.setattr(rehearsal, "fit_classifier", diverging)
+    more = ("features=off", "trainer.max_epochs=1", "debugger.on_finding=stop")
+    run(tiny(draw_folder(tmp_path / "photos"), tmp_path / "run", *more))
+    assert read_state(tmp_path / "run")["state"] == "finished"
+    said = "what cached features would save could not be judged: RunError: training diverged"
+    assert said in capsys.readouterr().err
+    (config,) = rehearsed
+    assert not config.debugger.enabled  # nothing of noise is a reason to stop
 
 
 def test_a_short_run_rehearses_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -17,9 +18,12 @@ from altair.vegalite.v6.schema import core
 from PIL import Image
 
 from graft import metrics as metrics_module
+from graft.debugger import records as debugger_records
 from graft.diagnosis import Finding
 from graft.plateau import settled
+from graft.profiler import records as profiler_records
 from graft.report import charts, page, predictions, search_charts
+from graft.report import photos as page_photos
 from graft.report.__main__ import main
 from graft.report.drawing import DrawingError, draw, whole
 from graft.report.losses import Losses, logged, thinned
@@ -29,6 +33,7 @@ from graft.report.predictions import Bin, Prediction, calibration, confused, wor
 from graft.report.search_view import ordered
 from graft.report.sections import by_cost, leaked
 from graft.report.trials import Trial, heights, read_search
+from tests.recorded import columns
 from tests.run_files import HOSTILE, write_logs, write_run
 
 # --- pure parts ------------------------------------------------------------------------------------------------------
@@ -169,6 +174,7 @@ SPECS = {
     "parallel": search_charts.parallel_chart(TRIALS, ["optim.lr", "model"], 1, "valid/loss", frozenset({"optim.lr"})),
     "importance": search_charts.importance_chart(SHARES),
     "curves": search_charts.curves_chart(TRIALS, 1),
+    "history": search_charts.history_chart(TRIALS, "valid/loss", maximize=False),
 }
 
 
@@ -212,6 +218,27 @@ def test_a_figure_that_cannot_be_drawn_is_a_sentence(monkeypatch: pytest.MonkeyP
         draw({"mark": "no such mark"})
     monkeypatch.setattr(charts, "loss_chart", lambda *_: {"mark": "no such mark"})
     assert "a figure cannot be drawn" in render(write_run(tmp_path / "run"))
+
+
+def test_many_cores_are_told_as_their_mean_and_the_busiest() -> None:
+    seconds = np.arange(0.5, 500, 0.5)
+    cores = {f"cpu{core}_percent": np.full(len(seconds), float(core)) for core in range(64)}
+    samples = {"seconds": seconds, "cpu_percent": np.full(len(seconds), 31.5), **cores, "memory_percent": seconds / 10}
+    assert [*charts.told_cores(samples)] == ["seconds", "cpu_percent", "busiest_core_percent", "memory_percent"]
+    assert set(charts.told_cores(samples)["busiest_core_percent"]) == {63.0}
+    eight = {name: samples[name] for name in ("seconds", "cpu_percent", *[*cores][:8])}
+    assert charts.told_cores(eight) == eight
+    svg = draw(charts.utilisation_chart(samples) or {})
+    assert 'aria-label="busiest core at 0.5 s: 63.0 %"' in svg
+
+
+def test_the_history_of_a_search_keeps_what_was_the_best_so_far() -> None:
+    values = [5.0, 6.0, 4.0, 7.0, 3.0]
+    trials = [Trial(number, {}, "ok", value, "", 1.0) for number, value in enumerate(values)]
+    rows = search_charts.history_chart(trials, "valid/loss", maximize=False)["data"]["values"]
+    assert [(row["trial"], row["best"]) for row in rows] == [(0, 5.0), (1, 5.0), (2, 4.0), (3, 4.0), (4, 3.0)]
+    rows = search_charts.history_chart(trials, "valid/accuracy", maximize=True)["data"]["values"]
+    assert [row["best"] for row in rows] == [5.0, 6.0, 6.0, 7.0, 7.0]
 
 
 def test_nothing_is_drawn_of_nothing() -> None:
@@ -354,6 +381,21 @@ def test_a_run_that_has_just_begun_has_a_page_that_says_what_is_missing(tmp_path
         assert words in text, words
 
 
+def test_a_run_that_goes_on_is_judged_by_its_records_by_now(tmp_path: Path) -> None:
+    # What an earlier process found lies there: low_gpu_utilization, and a summary of a rule that saw 376 points.
+    run = write_run(tmp_path / "run", **{"run.json": UNFINISHED})
+    facts = debugger_records.Facts(num_classes=3, batch_size=4, steps_per_epoch=10, learning_rate=0.1)
+    writer = debugger_records.RecordWriter(run, facts, {"TRAIN": 0, "EVAL": 0})
+    writer.write("losses", columns("losses", [{"mode": "TRAIN", "step": 0, "value": math.nan}]))
+    profiler_records.RecordWriter(run)
+    text = Text(render(run)).text
+    assert "nan_or_inf since step 0" in text
+    assert "376" not in text
+    assert "recomputed_frozen_features cost" not in text
+    (run / "run.json").write_text(json.dumps({**UNFINISHED, "state": "finished"}))
+    assert "recomputed_frozen_features cost" in Text(render(run)).text
+
+
 def test_a_killed_run_shows_its_losses(tmp_path: Path) -> None:
     absent = dict.fromkeys(("metrics.json", "evaluation.json", "predictions.csv"))
     run = write_run(tmp_path / "run", **{"run.json": UNFINISHED, **absent})
@@ -397,12 +439,17 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"error: {place} is no run directory" in capsys.readouterr().err
 
 
-def test_a_report_that_fails_fails_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_that_fails_fails_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = write_run(tmp_path / "run")
     (run / "report.html").mkdir()  # nothing can be put in its place
     assert make_report(run) is None
     assert capsys.readouterr().err.startswith("no report: ")
     assert make_report(tmp_path / "nothing") is None
+    monkeypatch.setattr(page, "render", lambda path: {}[path])
+    assert make_report(run) is None
+    assert f"no report: KeyError: {run!r}; `python -m graft.report {run}` makes it" in capsys.readouterr().err
 
 
 # --- searches --------------------------------------------------------------------------------------------------------
@@ -458,8 +505,45 @@ def test_a_search_shows_its_trials_and_the_model_it_left(tmp_path: Path) -> None
         "The best trial gained nothing after step 30 of 60 (beyond 0.0100, two standard deviations over seeds).",
     ):
         assert words in parsed.text, words
-    for figure in ("Parallel coordinates: 2 trials", "Learning curves of 3 trials", "Importance of the keys"):
+    for figure in (
+        "History: the objective of 2 trials",
+        "Parallel coordinates: 2 trials",
+        "Learning curves of 3 trials",
+        "Importance of the keys",
+    ):
         assert f'aria-label="{figure}' in html
+
+
+def record_much(run: Path) -> None:
+    """Records of a long training on a machine of 64 cores and 8 GPUs."""
+    names = ["cpu_percent", *(f"cpu{core}_percent" for core in range(64)), "iowait_percent", "memory_percent"]
+    names += ["disk_read_mb_s", "disk_write_mb_s", "net_mb_s"]
+    names += [f"gpu{gpu}_{figure}" for gpu in range(8) for figure in ("percent", "memory_percent", "watts")]
+    samples = np.random.default_rng(0).uniform(0, 100, (5000, len(names)))
+    profiled = profiler_records.RecordWriter(run)
+    profiled.write("samples", ["seconds", *names], np.column_stack([np.arange(5000) / 2, samples]).tolist())
+    profiled.write_session(profiler_records.Facts(), dict.fromkeys(profiler_records.PHASES, 100.0))
+    losses = [{"mode": mode, "step": step, "value": 1 + step % 7} for mode in ("TRAIN", "EVAL") for step in range(5000)]
+    facts = debugger_records.Facts(num_classes=3, batch_size=4, steps_per_epoch=100)
+    recorded = debugger_records.RecordWriter(run, facts, {"TRAIN": 0, "EVAL": 0})
+    recorded.write("losses", columns("losses", losses))
+
+
+def test_the_page_of_a_large_search_on_a_large_machine_stays_small(tmp_path: Path) -> None:
+    keys = [f"optim.key_{key}" for key in range(8)]
+    rng = np.random.default_rng(0)
+    trials = [
+        {**row(number, 0.1, "b", "ok", float(rng.random())), "params": dict(zip(keys, rng.random(8), strict=True))}
+        for number in range(500)
+    ]
+    curves = {str(number): [[step, 1 / step] for step in range(1, 101)] for number in range(500)}
+    search = write_search(tmp_path / "search", {**LESSONS, "curves": curves})
+    record_much(search / "best")
+    (search / "study.json").write_text(json.dumps({"trials": trials, "best": 1}))
+    assert write_report(search).stat().st_size + page_photos.BUDGET < 3e6
+    drawn = search_charts.curves_chart(read_search(search).trials, 1) or {}
+    of_one = [row["step"] for row in drawn["data"]["values"] if row["trial"] == 7]
+    assert of_one == [1, 26, 51, 75, 100]  # a thousand marks for 200 trials
 
 
 def test_a_search_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:

@@ -99,8 +99,8 @@ def test_a_run_that_was_interrupted_goes_on_with_other_workers(photos: Path, tmp
             if trainer.global_step == 7:
                 raise SystemExit(143)
 
-    def interrupted(config: Config, *given: Any, watching: Sequence[pl.Callback] = ()) -> Any:
-        return train(config, *given, watching=[*watching, Interrupt()])
+    def interrupted(config: Config, overrides: tuple[str, ...], *, watching: Sequence[pl.Callback] = ()) -> Any:
+        return train(config, overrides, watching=[*watching, Interrupt()])
 
     config = composed(*tiny(photos, tmp_path / "search"))
     alone = run_one(config, tmp_path / "alone", asked=Asked())

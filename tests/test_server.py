@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -11,11 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,6 +26,10 @@ from graft.errors import RunError
 from graft.images import Pixels
 from serve.answers import Answer
 from serve.layout import Layout, lay_out
+from serve.metrics import Metrics
+from serve.queue import Queue
+from serve.reading import Limits
+from serve.refusals import Refusal
 from tests.serving import ColourModel, Running, photo, running, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,14 +102,17 @@ def test_metrics_count_by_status_and_stage(colours: Running) -> None:
     assert "graft_requests_inside 0.0" in text
 
 
-def test_a_model_that_fails_its_check_is_never_healthy() -> None:
+@pytest.mark.parametrize(
+    "error", [RunError("the engine does not reproduce sample 03"), ModuleNotFoundError("No module named 'torch'")]
+)
+def test_a_model_that_cannot_be_served_is_never_healthy(error: Exception) -> None:
     def load() -> ColourModel:
-        raise RunError("the engine does not reproduce parity sample 03")
+        raise error
 
     with running(load) as server:
         for path, body in (("/ping", None), ("/invocations", photo())):
             status, answer, _ = server.ask(path, body)
-            problem = "the model cannot be served: the engine does not reproduce parity sample 03"
+            problem = f"the model cannot be served: {error}"
             assert (status, json.loads(answer)["error"]["problem"]) == (503, problem)
 
 
@@ -115,6 +125,49 @@ def test_a_fault_of_the_model_shows_no_traceback(colours: Running) -> None:
         status, body, _ = server.ask(body=photo())
     error = {"status": 500, "problem": "the server failed", "accepted": "try again, or tell who runs it"}
     assert (status, json.loads(body)) == (500, {"error": error})
+
+
+def test_what_is_left_of_a_refused_list_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its place is free again by then: what went on would be bounded by nothing.
+    decoded: list[bytes] = []
+
+    def decode(data: bytes, *_: object) -> Pixels:
+        decoded.append(data)
+        if data == b"bad":
+            raise Refusal(400, "it is bad", "a good one")
+        time.sleep(0.05)
+        return np.zeros((32, 32, 3), np.uint8)
+
+    monkeypatch.setattr("serve.queue.decode", decode)
+    queue = Queue(1, Layout(threads=1, streams=1, decoders=1), Metrics())
+
+    async def ask() -> None:
+        with pytest.raises(Refusal, match="it is bad"):
+            await queue.answers(ColourModel(), [b"bad", *[b"slow"] * 20], Limits())
+        await queue.photos(b"another", "image/jpeg", Limits(), None)  # waits for the only decoder
+
+    asyncio.run(ask())
+    queue.close()
+    assert len(decoded) <= 2  # one may have begun
+
+
+def test_addresses_do_not_keep_photos_waiting() -> None:
+    waiting, go_on = threading.Semaphore(0), threading.Event()
+
+    def fetch(address: str) -> bytes:
+        waiting.release()
+        assert go_on.wait(10)
+        return photo("blue")
+
+    with running(places=20) as server, ThreadPoolExecutor(8) as clients:
+        server.service.begin_fetching = lambda: fetch
+        body = b'{"url": "https://slow"}'
+        slow = [clients.submit(server.ask, body=body, content_type="application/json") for _ in range(8)]
+        for _ in slow:
+            assert waiting.acquire(timeout=10)
+        assert server.ask(body=photo("red"))[0] == 200
+        go_on.set()
+        assert {json.loads(answer.result()[1])["predictions"][0]["label"] for answer in slow} == {"blue"}
 
 
 def test_a_full_queue_refuses_at_once_and_loses_nothing() -> None:

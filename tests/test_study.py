@@ -270,6 +270,13 @@ def worker(
     )
 
 
+def wait_for_trials(study: Study, count: int, process: subprocess.Popen[str]) -> None:
+    """Until so many have been begun by whomever."""
+    while len(study.records()) < count:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 def told_by(process: subprocess.Popen[str]) -> list[int]:
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
@@ -307,11 +314,9 @@ def test_two_processes_share_a_postgresql_study(tmp_path: Path, postgres: Postgr
 def test_what_a_killed_process_left_in_postgresql_is_done_by_the_other(tmp_path: Path, postgres: Postgres) -> None:
     killed = worker(tmp_path / "a", storage=postgres.url, study="killed", trials=30, seconds=0.5)
     study = open_study(tmp_path, storage=postgres.url, study="killed", trials=30)
-    while len(study.records()) < 4:  # it has told some, and holds the next three
-        time.sleep(0.02)
+    wait_for_trials(study, 4, killed)  # it has told some, and holds the next three
     other = worker(tmp_path / "b", storage=postgres.url, study="killed", trials=30, seconds=0.02)
-    while len(study.records()) < 8:
-        time.sleep(0.02)
+    wait_for_trials(study, 8, other)
     killed.send_signal(signal.SIGKILL)
     out, _ = killed.communicate()
     told = {int(line.split()[0]) for line in out.splitlines() if line.endswith("True")}
@@ -326,8 +331,7 @@ def test_what_a_killed_process_left_in_postgresql_is_done_by_the_other(tmp_path:
 def test_what_a_killed_process_left_is_run_again_with_its_number_and_parameters(tmp_path: Path) -> None:
     killed = worker(tmp_path, trials=9, seconds=30)
     study = open_study(tmp_path, trials=9)
-    while len(study.records()) < 3:
-        time.sleep(0.02)
+    wait_for_trials(study, 3, killed)
     assert [trial.number for trial in study.claim(1)] == [3]  # the first three have an owner who lives
     killed.send_signal(signal.SIGKILL)
     killed.wait()

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.torchserve import ENVIRONMENT, Stack, running_stack
 from serve.archive import ENTRY, unpack
-from tests.test_inputs import INPUTS, documented
+from tests.test_inputs import ANY, INPUTS, documented, mutations
 
 pytestmark = pytest.mark.torchserve
 # The limits that tests/test_inputs.py is about; all else is as it was packed.
@@ -105,10 +105,30 @@ def runtime(stack: Stack) -> Any:
 
 def test_every_input_is_answered_as_documented(stack: Stack, photos: list[tuple[bytes, str]]) -> None:
     # One test for all: each would wait for the stack's start in a process of its own.
-    wrong = [problem for name in INPUTS if (problem := problem_with(stack, name))]
+    plain = photos[0][0]
+    before = said_of(stack, plain)
+    wrong = []
+    for name in INPUTS:
+        wrong += [problem] if (problem := problem_with(stack, name)) else []
+        wrong += [f"after {name}: {after}"] if (after := said_of(stack, plain)) != before else []
     assert wrong == []
-    plain, label = photos[0]
-    assert json.loads(ask(stack, plain, "image/jpeg")[1])["predictions"][0]["label"] == label
+
+
+def test_a_thousand_mutations_are_answered_or_refused(stack: Stack, photos: list[tuple[bytes, str]]) -> None:
+    plain = photos[0][0]
+    before = said_of(stack, plain)
+    for number, data in enumerate(mutations(1000)):
+        status, answer = ask(stack, data, ANY)
+        assert status in (200, 400, 413), (status, answer, data.hex())
+        assert {"predictions", "error"} & set(json.loads(answer))
+        if number % 10 == 9:
+            assert said_of(stack, plain) == before, data.hex()
+
+
+def said_of(stack: Stack, photo: bytes) -> Any:
+    """The predictions for a photo, or all of an answer that has none."""
+    said = json.loads(ask(stack, photo, "image/jpeg")[1])
+    return said.get("predictions", said)
 
 
 def problem_with(stack: Stack, name: str) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
 
 import graft.trainer
 from graft.assembly import build_classifier
@@ -34,6 +35,7 @@ from graft.search.joint import HeadTrials, train_together
 from graft.search.publish import publish
 from graft.search.search import SearchResult, search, time_is_up
 from graft.search.space import describe, read_space
+from graft.search.study import Study
 from graft.search.summary import sentences
 from graft.trainer import train
 from tests.composing import CONF, ROOT, composed
@@ -248,6 +250,7 @@ def test_a_search_whose_trials_all_fail_says_so(photos: Path, tmp_path: Path) ->
         tune(photos, tmp_path / "search", *argv)
     assert states(tmp_path / "search") == {"diverged": 4}
     assert openings(tmp_path / "search") == 0
+    assert "stayed above 3 times" in (tmp_path / "search" / "report.html").read_text()
 
 
 def test_a_retrained_model_that_is_worse_is_reported_and_the_trial_kept(
@@ -350,6 +353,18 @@ def test_halving_stops_the_hopeless_and_keeps_the_best(photos: Path, tmp_path: P
     assert sum(r.outcome.steps for r in halved.records if r.outcome) < sum(
         r.outcome.steps for r in whole.records if r.outcome
     )
+
+
+def test_a_rung_without_its_storage_costs_no_trial(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(study: Study, step: int) -> dict[int, float]:
+        raise StorageInternalError("lost")
+
+    monkeypatch.setattr(Study, "reached", away)
+    argv = ("search.trials=2", "search.pruner=halving", "search.repeats=0")
+    result = tune(photos, tmp_path / "search", *SPACE, *argv)
+    assert states(result.run_dir) == {"ok": 2}
 
 
 def test_a_pruner_needs_an_objective_that_a_rung_knows(photos: Path, tmp_path: Path) -> None:

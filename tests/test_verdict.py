@@ -41,6 +41,7 @@ def test_a_sound_run_is_ready_also_at_every_threshold() -> None:
     )
 
 
+EXPLODED = Finding("exploding_gradient", "the norm was 30, until it was shortened", "", "")
 DOUBTS = [
     (
         {"metrics": changed(test__openings=6)},
@@ -61,6 +62,7 @@ DOUBTS = [
         "2 classes are recognised less than half as often as the average, class 4 in 0 % of its photos",
     ),
     ({"metrics": changed(data__undecodable=11)}, "1.1 % of the photos could not be decoded"),
+    ({"findings": (EXPLODED,), "clipped": True}, "exploding_gradient: the norm was 30, until it was shortened"),
 ]  # fmt: skip
 
 
@@ -81,6 +83,7 @@ OBSTACLES = [
     ({"metrics": VALID}, "test was not opened, so there is no figure on unseen photos"),
     ({"metrics": changed(test__accuracy_low=0.05)}, "guessing gives 5.0 %, which the interval does not leave out"),
     ({"findings": (Finding("nan_or_inf", "a loss is NaN", "", ""),)}, "nan_or_inf: a loss is NaN"),
+    ({"findings": (EXPLODED,)}, "exploding_gradient: the norm was 30"),
 ]  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def open_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Iterator
         try:
             yield run
         except BaseException as error:
-            run.set_state(*_ended_by(error))
+            run.set_state(*ended_by(error))
             raise
 
 
@@ -127,7 +127,7 @@ def record_failure(path: Path, reason: str) -> None:
         RunDirectory(path, uuid.uuid4().hex).set_state("failed", reason)
 
 
-def _ended_by(error: BaseException) -> tuple[str, str]:
+def ended_by(error: BaseException) -> tuple[str, str]:
     """State and reason of a run that did not finish."""
     code = error.code if isinstance(error, SystemExit) else None
     if isinstance(error, KeyboardInterrupt) or code == 130:  # exit codes as a shell counts them

@@ -230,8 +230,8 @@ def near_duplicates(config: Config, photos: Photos, cache: FeatureCache) -> list
     )
 
 
-def build_data(config: Config, photos: Photos, team: Team = ALONE) -> ImageData:
-    """Batches of features, or of images where something is unfrozen."""
+def build_data(config: Config, photos: Photos, device: str, team: Team = ALONE) -> ImageData:
+    """Batches of features, or of images where something is unfrozen, for a model on `device`."""
     cached = photos.train_source() is not None
     return ImageData(
         photos.splits["train"],
@@ -246,6 +246,7 @@ def build_data(config: Config, photos: Photos, team: Team = ALONE) -> ImageData:
         valid_source=photos.source(photos.splits["valid"]) if cached else None,
         rank=team.rank,
         size=team.size,
+        pinned=device == "cuda",
     )
 
 
@@ -270,7 +271,7 @@ def fit_classifier(
 ) -> Classifier:
     """Train; the classifier of the epoch with the lowest valid/loss."""
     pl.seed_everything(config.seed, verbose=False)
-    data = build_data(config, photos, team)
+    data = build_data(config, photos, device, team)
     t = config.trainer
     watching = [*build_probe(config, data, run, team), *watching]
     timer = None

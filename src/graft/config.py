@@ -404,6 +404,7 @@ class ServeConfig:
     max_pixels: int = knob(50_000_000, "width x height of a photo", least=1)
     max_photos: int = knob(32, "photos in a request", least=1)
     allow_url: bool = knob(False, "whether addresses in requests are fetched; https and public hosts only")
+    url_hosts: list[str] = knob([], "hosts that addresses may lead to, redirects too; empty: every public one")
     instance_type: str = knob("ml.m5.large", "SageMaker's name of the machine that `serve deploy` rents")
     image: str | None = knob(
         None, "URI of the endpoint's container; null: AWS's for PyTorch 2.6, the last that serves (extra aws)"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -138,6 +139,15 @@ def read_diagnosis(path: Path) -> Diagnosis:
         return Diagnosis(_findings(content["findings"]), rules)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read as findings: {error}") from error
+
+
+@contextmanager
+def failing_no_run(what: str, tell: Callable[[str], object]) -> Iterator[None]:
+    """No run fails by being watched: what could not be judged inside, and why, is told in a sentence instead."""
+    try:
+        yield
+    except Exception as error:  # any, a fault in a rule too: the model is there all the same
+        tell(f"{what} could not be judged: {type(error).__name__}: {error}")
 
 
 def told(diagnosis: Diagnosis) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -104,16 +105,9 @@ def fit(
         with _stopping_in_good_order() as stop, _torch_threads(threads):
             others = _callbacks(checkpoints, device, max_steps, patience, checkpoint_minutes, progress)
             trainer = pl.Trainer(
-                accelerator="gpu" if device == "cuda" else "cpu",
-                devices=team.local_size,
-                num_nodes=team.machines,
-                strategy=_strategy(classifier, team),
-                use_distributed_sampler=False,  # EpochOrder gives each process its part
-                sync_batchnorm=team.size > 1 and device == "cuda",
+                **_on_machines(device, precision, _strategy(classifier, team), team),
                 max_epochs=max_epochs,
-                precision="bf16-mixed" if precision == "bf16" else "32-true",
                 callbacks=[stop, best, *others, *watching],
-                plugins=[AtomicCheckpoints(team), *([LightningEnvironment()] if team.size == 1 else [])],
                 logger=_loggers(logs),
                 profiler=timer,
                 log_every_n_steps=10,
@@ -153,6 +147,20 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
     # Lightning 2.6 calls what torch 2.14 is about to remove.
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec", FutureWarning)
+
+
+def _on_machines(device: str, precision: str, strategy: DDPStrategy | str, team: Team) -> dict[str, Any]:
+    """What Lightning's Trainer must know of the processes and their devices."""
+    return {
+        "accelerator": "gpu" if device == "cuda" else "cpu",
+        "devices": team.local_size,
+        "num_nodes": team.machines,
+        "strategy": strategy,
+        "use_distributed_sampler": False,  # EpochOrder gives each process its part
+        "sync_batchnorm": team.size > 1 and device == "cuda",
+        "precision": "bf16-mixed" if precision == "bf16" else "32-true",
+        "plugins": [AtomicCheckpoints(team), *([LightningEnvironment()] if team.size == 1 else [])],
+    }
 
 
 def _strategy(classifier: Classifier, team: Team) -> DDPStrategy | str:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from graft.artifacts import RunDirectory
+from graft.artifacts import RunDirectory, ended_by
 from graft.config import Balance, Config, DebuggerBackend, OnFinding
 from graft.data.module import ImageData
 from graft.debugger.judge import diagnose, is_reason_to_stop, why_stopped
 from graft.debugger.probe import Probe
 from graft.debugger.records import Facts
 from graft.debugger.smdebug_hook import SmdebugHook
-from graft.diagnosis import told
+from graft.diagnosis import failing_no_run, told
 from graft.environment import available_cores
 from graft.photos import Photos
 from graft.processes import ALONE, Team
 from graft.profiler.recorder import Profile
 from graft.profiler.records import Facts as ProfileFacts
+from graft.report.page import make_report
 from graft.storage import is_remote
+from graft.terminal import say
 
 
 def open_profile(config: Config, run: RunDirectory, started: float) -> Profile:
@@ -37,6 +39,7 @@ def profile_facts(config: Config, photos: Photos, data: ImageData, device: str) 
         augment=config.data.augment,
         batch_size=config.data.batch_size,
         workers=data.workers,
+        pinned=data.pinned,
         cores=available_cores(),
         photos={name: len(split) for name, split in photos.splits.items()},
         steps_per_epoch=len(data.train_dataloader()),
@@ -59,6 +62,7 @@ def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team =
         weighted=config.data.balance is Balance.loss,
         smoothing=config.optim.label_smoothing,
         learning_rate=config.optim.lr,
+        clipped=config.optim.clip_norm is not None,
     )
     return [
         Probe(
@@ -76,18 +80,30 @@ def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team =
 
 @contextmanager
 def judged(run: RunDirectory) -> Iterator[None]:
-    """A run that fails or is stopped is judged too, by what it recorded until then."""
+    """A run that fails or is stopped is judged too, by what it recorded until then; one that fails says what it was."""
     try:
         yield
-    except BaseException:
-        diagnosed(run)
+    except BaseException as error:
+        found = diagnosed(run)
+        if isinstance(error, Exception) and run.writes:
+            run.set_state(*ended_by(error))  # by now: the page says it
+            _tell_failed(run, found)
         raise
+
+
+def _tell_failed(run: RunDirectory, found: Sequence[str]) -> None:
+    """The findings of a run that failed, and its page where it had looked at the photos: before, there is nothing."""
+    for line in found:
+        say(f"training: {line}")
+    if (run.path / "data.json").exists() and (page := make_report(run.path)):
+        say(f"report: {page}")
 
 
 def diagnosed(run: RunDirectory) -> tuple[str, ...]:
     """What the debugger found, a line each; `debugger/findings.json` has it in full."""
-    if not run.writes:
-        return ()
-    found = told(diagnose(run.path))
-    stopped = why_stopped(run.path)
-    return (stopped, *found) if stopped else found
+    lines: list[str] = []
+    if run.writes:
+        with failing_no_run("the training", lines.append):
+            lines += filter(None, [why_stopped(run.path)])
+            lines += told(diagnose(run.path))
+    return tuple(lines)

@@ -18,6 +18,7 @@ from graft.artifacts import RunDirectory
 from graft.assembly import fit_classifier
 from graft.classifier import Classifier
 from graft.config import Config, changed
+from graft.diagnosis import failing_no_run
 from graft.features.cache import OK, Space
 from graft.features.extract import Extracted
 from graft.model import feature_width
@@ -25,6 +26,7 @@ from graft.photos import Photos
 from graft.profiler.prediction import epoch_seconds
 from graft.profiler.recorder import Profile
 from graft.profiler.records import read_records
+from graft.terminal import say
 
 EPOCHS = 3
 WORTH_S = 10.0  # of a run's passes forward: a rehearsal takes about a second
@@ -38,8 +40,9 @@ def rehearse(config: Config, classifier: Classifier, photos: Photos, device: str
     """
     slow = profile.watch.totals()["forward"] >= WORTH_S
     if profile.is_on and slow and config.model.unfreeze == "head" and not config.trains_on_features:
-        seconds = seconds_of_cached_epoch(config, classifier, photos, device)
-        profile.facts = replace(profile.facts, cached_epoch_s=seconds)
+        with failing_no_run("what cached features would save", say):
+            seconds = seconds_of_cached_epoch(config, classifier, photos, device)
+            profile.facts = replace(profile.facts, cached_epoch_s=seconds)
 
 
 def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Photos, device: str) -> float:
@@ -49,6 +52,7 @@ def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Phot
     changes = {
         **{"features.enabled": True, "trainer.max_epochs": EPOCHS, "trainer.max_steps": -1},
         **{"trainer.patience": None, "trainer.progress": False, "profiler.torch_steps": 0},
+        "debugger.enabled": False,  # what noise teaches is nothing to record, and no reason to stop
     }
     with tempfile.TemporaryDirectory(prefix="graft-rehearsal-") as folder:
         run = RunDirectory(Path(folder) / "run", "rehearsal")

@@ -31,7 +31,8 @@ from graft.environment import describe_environment
 from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_predictions
 from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
 from graft.photos import Photos
-from graft.processes import join_team
+from graft.processes import Team, join_team
+from graft.profiler.recorder import Profile
 from graft.recording import diagnosed, judged, open_profile
 from graft.rehearsal import rehearse
 from graft.report.page import make_report
@@ -91,14 +92,7 @@ def train(
         open_profile(config, run, started) as profile,
     ):
         run.write_json("environment.json", {**describe_environment(), "device": device, "processes": team.size})
-        local = with_local_weights(config, team)
-        spec = expected_input(local)
-        folder = open_folder(config, team)
-        classifier = build_classifier(local, folder, spec)
-        with profile.watch.measured("look"):
-            photos = look(config, folder, classifier, spec, device, team)
-        run.write_json("data.json", photos.describe())
-        refuse(photos.findings)
+        classifier, photos = look_at(config, run, device, team, profile)
 
         fit_started = time.perf_counter()
         fitting = fitting_team(config, team)
@@ -108,13 +102,7 @@ def train(
             return RunResult(run.path, {})
         times = {"features_s": photos.seconds, "fit_s": time.perf_counter() - fit_started}
 
-        with profile.watch.measured("final_evaluation"):
-            evaluations, openings = evaluate_splits(config, run, classifier.to(device), photos)
-        profile.watch.become("shutdown")
-        metrics = flat_metrics(evaluations, openings, photos)
-        write_predictions(run.predictions, list(evaluations.values()))
-        run.write_json("evaluation.json", {name: details(e) for name, e in evaluations.items()})
-        save_model(config, run, classifier.cpu(), photos, evaluations["valid"], metrics)
+        metrics = evaluate_and_save(config, run, classifier.to(device), photos, profile)
         times["total_s"] = time.perf_counter() - started
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         run.write_json("metrics.json", metrics)
@@ -125,6 +113,37 @@ def train(
         report = make_report(run.path)
     toy, remarks = config.data.kind is DataKind.demo, tuple(summarise(photos.findings))
     return RunResult(run.path, metrics, toy, remarks, findings, costs, report)
+
+
+def look_at(config: Config, run: RunDirectory, device: str, team: Team, profile: Profile) -> tuple[Classifier, Photos]:
+    """What trains, and the photos that it trains on: each was looked at once.
+
+    Raises:
+        GraftError: the weights or the photos are not usable.
+    """
+    local = with_local_weights(config, team)
+    spec = expected_input(local)
+    folder = open_folder(config, team)
+    classifier = build_classifier(local, folder, spec)
+    with profile.watch.measured("look"):
+        photos = look(config, folder, classifier, spec, device, team)
+    run.write_json("data.json", photos.describe())
+    refuse(photos.findings)
+    return classifier, photos
+
+
+def evaluate_and_save(
+    config: Config, run: RunDirectory, classifier: Classifier, photos: Photos, profile: Profile
+) -> dict[str, float]:
+    """The flat metrics of a trained model, with its predictions and its bundle in the run directory."""
+    with profile.watch.measured("final_evaluation"):
+        evaluations, openings = evaluate_splits(config, run, classifier, photos)
+    profile.watch.become("shutdown")
+    metrics = flat_metrics(evaluations, openings, photos)
+    write_predictions(run.predictions, list(evaluations.values()))
+    run.write_json("evaluation.json", {name: details(e) for name, e in evaluations.items()})
+    save_model(config, run, classifier.cpu(), photos, evaluations["valid"], metrics)
+    return metrics
 
 
 def evaluate_splits(

@@ -85,13 +85,20 @@ class ResumableLoader(DataLoader[Batch]):
 
     Lightning stores `state_dict` in every checkpoint; a plain DataLoader restarts an interrupted
     epoch at its first photo and never shows the last ones.
+
+    Args:
+        source: of the batches.
+        order: of the photos.
+        workers: processes that read them; 0 reads in this one.
+        pinned: batches wait in page-locked memory, from which a copy to a GPU goes on beside the computing.
     """
 
-    def __init__(self, source: Source, order: EpochOrder, *, workers: int) -> None:
+    def __init__(self, source: Source, order: EpochOrder, *, workers: int, pinned: bool = False) -> None:
         super().__init__(
             source,  # type: ignore[arg-type]  # torch declares Dataset a class; it only needs these methods
             batch_sampler=order,
             num_workers=workers,
+            pin_memory=pinned,
             collate_fn=_as_it_is,
             worker_init_fn=_leave_stopping_to_the_parent,
         )

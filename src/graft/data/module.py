@@ -32,6 +32,7 @@ class ImageData(pl.LightningDataModule):
         valid_source: likewise for `valid`.
         rank: of this process.
         size: number of processes.
+        pinned: batches are put in page-locked memory, on their way to a GPU.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class ImageData(pl.LightningDataModule):
         valid_source: Source | None = None,
         rank: int = 0,
         size: int = 1,
+        pinned: bool = False,
     ) -> None:
         super().__init__()
         self.labels = train.labels()
         self.num_classes = len(train.class_names)
         self.batch_size, self.seed = batch_size, seed
         self.balance = balance
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.pinned = rank, size, pinned
         self.workers = 0 if train_source else workers
         self.train_source = train_source or ImageSource(train, spec, augment_seed=seed if augment else None)
         self.valid_source = valid_source or ImageSource(valid, spec)
@@ -72,13 +74,13 @@ class ImageData(pl.LightningDataModule):
             rank=self.rank,
             size=self.size,
         )
-        return ResumableLoader(self.train_source, order, workers=self.workers)
+        return ResumableLoader(self.train_source, order, workers=self.workers, pinned=self.pinned)
 
     def val_dataloader(self) -> ResumableLoader:
         """In the order of the split."""
         portion = max(256, self.batch_size)
         order = EpochOrder(len(self.valid_source), portion, seed=0, shuffle=False, rank=self.rank, size=self.size)
-        return ResumableLoader(self.valid_source, order, workers=self.workers)
+        return ResumableLoader(self.valid_source, order, workers=self.workers, pinned=self.pinned)
 
 
 class ImageSource:

@@ -14,6 +14,7 @@ from graft.diagnosis import Finding
 
 VANISHED = 1e-7  # VanishingGradient.threshold
 EXPLODED = 10.0
+CLIPPING = 4.0  # times the mean norm: healthy heads stay below it
 VARIANCE_RATIO = 10.0  # PoorWeightInitialization.threshold
 INITIAL_LOSS = 2.0
 DEAD_SHARE = 0.9  # DeadRelu.threshold_layer is 0.5, which healthy heads exceed on features that are much alike
@@ -54,17 +55,19 @@ def exploding_gradient(records: Records) -> Verdict:
     if not high.any():
         return Verdict(len(norms))
     first = int(np.flatnonzero(high)[0])
-    lr = records.facts.learning_rate
+    lower, clipped = f"optim.lr={records.facts.learning_rate / 10:g}", records.facts.clipped
     return Verdict(
         len(norms),
         int(high.sum()),
         Finding(
             rule="exploding_gradient",
             seen=f"the norm of the gradient was {norms[1 + first]:.4g}, {norms[1 + first] / before[first]:.0f} "
-            f"times its mean before",
-            why="one such step undoes many good ones",
-            change=f"optim.lr={lr / 10:g}",
-            key="optim.lr",
+            f"times its mean before{', until optim.clip_norm shortened it' if clipped else ''}",
+            why="the step was as long as any, but such gradients come of a rate that is too high"
+            if clipped
+            else "one such step undoes many good ones",
+            change=lower if clipped else f"optim.clip_norm={CLIPPING * before[first]:.3g}, or {lower}",
+            key="optim.lr" if clipped else "optim.clip_norm",
             since_step=int(steps[1 + first]),
         ),
     )

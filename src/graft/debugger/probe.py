@@ -46,7 +46,7 @@ class Probe(pl.Callback):
         run_dir: of the run.
         facts: of the run, for the rules.
         train_interval: training steps from one recorded loss to the next.
-        eval_interval: validation batches likewise.
+        eval_interval: validation batches likewise, counted anew in each evaluation: all of them see the same photos.
         statistics_interval: training steps from one look at the layers to the next.
         writes: false in a process that is not the leader of its run.
         stop: called after a flush with the steps taken; the fit ends, in good order, where it says so. None: never.
@@ -157,7 +157,7 @@ class Probe(pl.Callback):
             return
         step, taken, labels = self.steps[EVAL], self.steps[TRAIN], batch[1]
         loss = outputs["losses"].mean()
-        if step % self.eval_interval == 0:
+        if batch_idx % self.eval_interval == 0:
             self._buffers.losses.append((EVAL, step, taken, loss, len(labels), float("nan")))
             self._keep_answers(EVAL, step, taken, outputs["logits"], labels)
         if self.beside:

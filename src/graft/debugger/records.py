@@ -52,6 +52,7 @@ class Facts:
         weighted: whether classes are balanced by weights in the loss.
         smoothing: label smoothing of the training loss.
         learning_rate: `optim.lr`.
+        clipped: whether long gradients are shortened to `optim.clip_norm`; they are recorded as they were before.
     """
 
     num_classes: int
@@ -60,6 +61,7 @@ class Facts:
     weighted: bool = False
     smoothing: float = 0.0
     learning_rate: float = 0.0
+    clipped: bool = False
 
 
 @dataclass(frozen=True)

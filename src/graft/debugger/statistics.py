@@ -72,9 +72,11 @@ class LayerStatistics:
         self._handles.append(part.register_forward_hook(note))
 
     def _note_output(self, name: str) -> Callable[..., None]:
-        def note(part: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            std, mean = torch.std_mean(output.detach().float(), correction=0)
-            self._outputs[name] = {"output_mean": mean, "output_std": std}
+        def note(part: nn.Module, inputs: Any, output: Any) -> None:
+            answer = output[0] if isinstance(output, tuple) else output  # of attention, its weights come second
+            if isinstance(answer, torch.Tensor):
+                std, mean = torch.std_mean(answer.detach().float(), correction=0)
+                self._outputs[name] = {"output_mean": mean, "output_std": std}
 
         return note
 

@@ -16,12 +16,6 @@ IMBALANCE = 0.2
 COMPUTING = ("forward", "backward", "optimiser", "evaluation_forward", "final_evaluation")
 
 
-def training_seconds(records: Records) -> float:
-    """From the first training step to the last."""
-    seconds = records.steps.get("seconds")
-    return 0.0 if seconds is None or not len(seconds) else float(seconds[-1] - seconds[0] + records.step_seconds[0])
-
-
 def gpu_never_used(records: Records) -> Verdict:
     """A GPU that did nothing while the CPU computed."""
     busy = records.gpus("percent")
@@ -57,7 +51,7 @@ def low_gpu_utilization(records: Records) -> Verdict:
     p95, p5 = np.percentile(busy, 95, axis=1).min(), np.percentile(busy, 5, axis=1).min()
     if p95 >= P95 and p5 >= P5:
         return Verdict(busy.size)
-    cost = training_seconds(records) * (1 - float(busy.mean()) / 100)
+    cost = records.training_seconds * (1 - float(busy.mean()) / 100)
     return Verdict(
         busy.size,
         int(np.count_nonzero(busy < P95)),
@@ -76,7 +70,7 @@ def low_gpu_utilization(records: Records) -> Verdict:
 def batch_size(records: Records) -> Verdict:
     """Processor, GPU and its memory all have room: a batch could be larger."""
     busy, memory = records.gpus("percent"), records.gpus("memory_percent")
-    if busy.shape[1] < FEW_SAMPLES:
+    if busy.shape[1] < FEW_SAMPLES or not len(memory):  # those that share the processor's memory do not tell it
         return Verdict(0)
     p95 = {
         "the processor": float(np.percentile(records.training["cpu_percent"], 95)),
@@ -105,7 +99,7 @@ def batch_size(records: Records) -> Verdict:
 
 def gpu_memory_increase(records: Records) -> Verdict:
     """Memory of a GPU that goes on growing after the first steps."""
-    memory = records.gpus("memory_percent")[:, MEMORY_PATIENCE:] if len(records.gpus("percent")) else np.empty((0, 0))
+    memory = records.gpus("memory_percent")[:, MEMORY_PATIENCE:]
     if memory.shape[1] < 2 * WINDOW:
         return Verdict(0)
     means = np.lib.stride_tricks.sliding_window_view(memory, WINDOW, axis=1).mean(axis=2)
@@ -134,7 +128,7 @@ def load_balancing(records: Records) -> Verdict:
     means = busy.mean(axis=1)
     if means.max() <= 0 or (means.max() - means.min()) / means.max() <= IMBALANCE:
         return Verdict(busy.size)
-    cost = training_seconds(records) * float(1 - means.mean() / means.max())
+    cost = records.training_seconds * float(1 - means.mean() / means.max())
     return Verdict(
         busy.size,
         1,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from graft.diagnosis import Diagnosis, told, write_diagnosis
+from graft.diagnosis import Diagnosis, failing_no_run, told, write_diagnosis
 from graft.profiler.causes import judge
 from graft.profiler.records import FOLDER, Facts, Records, RecordWriter, merged, read_records
 from graft.profiler.sampler import Sampler
@@ -59,11 +59,13 @@ class Profile:
 
     def conclude(self) -> tuple[str, ...]:
         """End the records and judge them; the dearest finding in a line, if there is one. Once: then nothing."""
-        if not self._sampler or not self.run_dir:
-            return ()
-        self._sampler.stop()
-        self._sampler = None
-        return told(diagnose(self.run_dir))[:1]
+        sampler, self._sampler = self._sampler, None
+        lines: list[str] = []
+        if sampler and self.run_dir:
+            with failing_no_run("the time that the run took", lines.append):
+                sampler.stop()
+                lines += told(diagnose(self.run_dir))[:1]
+        return tuple(lines)
 
 
 def diagnose(run_dir: Path) -> Diagnosis:

@@ -20,6 +20,7 @@ from graft.parquet import next_session, part_path, read_part, read_session, sess
 
 FOLDER = "profiler"
 Column = NDArray[np.float64]
+GAP_S = 1e-3  # between two steps of one process there is none but of rounding; a process takes seconds to start
 
 # What a run does, in the order of a report. The parts of an evaluation are told together by `read_phases`.
 STEP_PHASES = ("data_wait", "transfer", "forward", "backward", "optimiser")
@@ -95,14 +96,23 @@ class Records:
         return seconds
 
     @property
+    def training_seconds(self) -> float:
+        """From the first training step to the last of each process that trained, evaluations included."""
+        return float(sum(self.steps[name].sum() for name in PHASES)) if self.steps else 0.0
+
+    @property
     def training(self) -> Mapping[str, Column]:
-        """The samples between the first training step and the last."""
+        """The samples between the first training step and the last, of the last process that trained.
+
+        Each is a number: a figure that the machine never told is left out, and a sample that lacks one.
+        """
         if not self.samples or not len(self.steps.get("seconds", ())):
             return {}
-        ends = self.steps["seconds"]
-        begin = ends[0] - self.step_seconds[0]
-        inside = (self.samples["seconds"] >= begin) & (self.samples["seconds"] <= ends[-1])
-        return {name: values[inside] for name, values in self.samples.items()}
+        begin, end = _last_stretch(self.steps)
+        inside = (self.samples["seconds"] >= begin) & (self.samples["seconds"] <= end)
+        told = {name: values[inside] for name, values in self.samples.items() if np.isfinite(values[inside]).any()}
+        whole = np.all([np.isfinite(values) for values in told.values()], axis=0)
+        return {name: values[whole] for name, values in told.items()}
 
     def gpus(self, column: str) -> Column:
         """One measure of all GPUs while the run trained: float64 [G, N], `percent`, `memory_percent` or `watts`."""
@@ -189,6 +199,14 @@ class RecordWriter:
             path = part_path(self.folder, table, self.session, self._parts)
             write_part(path, dict(zip(names, columns, strict=True)))
             self._parts += 1
+
+
+def _last_stretch(steps: Mapping[str, Column]) -> tuple[float, float]:
+    """Begin and end of the last steps without a gap between them: a resumed run starts up and looks before its own."""
+    ends = steps["seconds"]
+    begins = ends - np.sum([steps[name] for name in PHASES], axis=0)
+    gaps = np.flatnonzero(begins[1:] > ends[:-1] + GAP_S)
+    return float(begins[gaps[-1] + 1 if len(gaps) else 0]), float(ends[-1])
 
 
 def _phases(folder: Path) -> dict[str, float]:

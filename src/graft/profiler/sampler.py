@@ -106,7 +106,10 @@ class Machine:
 
 
 def open_gpus() -> list[Callable[[], tuple[float, float, float]]]:
-    """Of each NVIDIA GPU, what tells how busy it is, how full its memory (both 0..100), and its watts."""
+    """Of each NVIDIA GPU, what tells how busy it is, how full its memory (both 0..100), and its watts.
+
+    What a GPU does not tell is NaN.
+    """
     import pynvml
 
     try:
@@ -118,16 +121,20 @@ def open_gpus() -> list[Callable[[], tuple[float, float, float]]]:
 
 
 def _gpu(nvml: Any, handle: Any) -> Callable[[], tuple[float, float, float]]:
-    def read() -> tuple[float, float, float]:
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-        return float(busy), 100 * memory.used / memory.total, _watts(nvml, handle)
+    def busy() -> float:
+        return float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
 
-    return read
+    def memory() -> float:
+        held = nvml.nvmlDeviceGetMemoryInfo(handle)
+        return float(100 * held.used / held.total)
 
-
-def _watts(nvml: Any, handle: Any) -> float:
-    try:
+    def watts() -> float:
         return float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000
-    except nvml.NVMLError:  # some do not tell, nor do the parts of a divided one
-        return float("nan")
+
+    def told(figure: Callable[[], float]) -> float:
+        try:
+            return figure()
+        except nvml.NVMLError:  # a divided GPU (MIG) tells neither how busy it is nor its power; others fail at times
+            return float("nan")
+
+    return lambda: (told(busy), told(memory), told(watts))

@@ -19,7 +19,8 @@ def priced(seconds: float, facts: Facts) -> str:
     said = f"{seconds:.3g} s" if seconds < 100 else f"{seconds:,.0f} s"
     if facts.usd_per_hour is None:
         return said
-    return f"{said} ({seconds / 3600 * facts.usd_per_hour:.2g} USD)"
+    usd = seconds / 3600 * facts.usd_per_hour
+    return f"{said} ({usd:,.0f} USD)" if usd >= 10 else f"{said} ({usd:.2g} USD)"
 
 
 def recomputed_frozen_features(records: Records) -> Verdict:
@@ -77,6 +78,7 @@ def step_outlier(records: Records) -> Verdict:
     excess = {name: _excess(records, name, slow) for name in (*STEP_PHASES, "other")}
     phase = max(excess, key=lambda name: excess[name])
     change, key = _OF_OUTLIERS.get(phase, ("look at what else this machine did meanwhile", ""))
+    saved = min(excess[phase], cost) if key else None
     return Verdict(
         len(seconds),
         int(np.count_nonzero(slow)),
@@ -87,9 +89,10 @@ def step_outlier(records: Records) -> Verdict:
             "a few slow steps hide in an average, and hold up all processes where several train together",
             change,
             key=key,
-            gain=f"{priced(cost, records.facts)} at most",
+            gain=f"{priced(saved or cost, records.facts)} at most",
             since_step=int(np.argmax(slow)) + 1,
             cost_s=cost,
+            saved_s=saved,
         ),
     )
 

@@ -5,6 +5,7 @@ Every mark that is worth pointing at has a `description`, which the page's scrip
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ TITLE = "CrossEntropyLoss_output_0"  # the name that the original's users know
 TRAIN, EVAL, ACCENT, FAINT = "var(--train)", "var(--eval)", "var(--accent)", "var(--faint)"
 WIDTH = 860
 MODES = {"TRAIN": TRAIN, "EVAL": EVAL}
-MOST_SAMPLES = 300  # of utilisation by time
+MOST_SAMPLES = 200  # of utilisation by time
+MOST_MARKS = 1500  # of a panel: a mark costs the page 250 bytes
+MOST_CORES = 8  # told one by one; of more, their mean and the busiest
 
 
 def loss_chart(losses: Mapping[str, Losses], settled: Settled | None) -> Spec:
@@ -49,38 +52,7 @@ def calibration_chart(bins: Sequence[Bin]) -> Spec:
         for b in bins
     ]
     x = {"field": "confidence", "type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": "%"}}
-    y = {"field": "accuracy", "type": "quantitative", "scale": {"domain": [0, 1]}}
-    share = {"axis": {"format": "%", "title": "share that is right"}}
-    diagonal = {"values": [{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]}
-    dots: Spec = {"type": "circle", "size": 90, "opacity": 1, "color": ACCENT}
-    reliability: Spec = {
-        "width": 380,
-        "height": 300,
-        "encoding": {"x": {**x, "title": None}},
-        "layer": [
-            {
-                "data": diagonal,
-                "mark": {"type": "line", "strokeDash": [4, 4], "color": MUTED, "aria": False},
-                "encoding": {"y": {**y, **share}},
-            },
-            {
-                "mark": {"type": "rule", "color": ACCENT, "strokeWidth": 1.5, "aria": False},
-                "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}},
-            },
-            {"mark": dots, "encoding": {"y": y, "description": {"field": "text"}}},
-        ],
-    }
-    counts: Spec = {
-        "width": 380,
-        "height": 70,
-        "mark": {"type": "bar", "color": FAINT, "width": 16},
-        "encoding": {
-            "x": {**x, "title": "calibrated confidence"},
-            "y": {"field": "photos", "type": "quantitative", "title": "photos", "axis": {"tickCount": 3}},
-            "description": {"field": "text"},
-        },
-    }
-    return {"data": {"values": rows}, "vconcat": [reliability, counts], "spacing": 12}
+    return {"data": {"values": rows}, "vconcat": [_reliability(x), _photos_by(x)], "spacing": 12}
 
 
 def phases_chart(phases: Mapping[str, float]) -> Spec:
@@ -101,6 +73,7 @@ def phases_chart(phases: Mapping[str, float]) -> Spec:
     return {
         "width": WIDTH - 360,
         "height": {"step": 26},
+        "padding": {"left": 5, "top": 5, "bottom": 5, "right": 30},  # a browser's letters are wider than Vega counts
         "data": {"values": rows},
         "encoding": {"y": y, "x": x},
         "layer": [
@@ -121,6 +94,7 @@ def utilisation_chart(samples: Mapping[str, NDArray[np.float64]]) -> Spec | None
     seconds = samples.get("seconds")
     if seconds is None or not len(seconds):
         return None
+    samples = told_cores(samples)
     shares = [name for name in samples if name.endswith("_percent")]
     traffic = [name for name in samples if name.endswith("_mb_s")]
     panels = [
@@ -129,6 +103,59 @@ def utilisation_chart(samples: Mapping[str, NDArray[np.float64]]) -> Spec | None
         if names
     ]
     return {"vconcat": panels, "resolve": {"scale": {"color": "independent"}}} if panels else None
+
+
+def told_cores(samples: Mapping[str, NDArray[np.float64]]) -> Mapping[str, NDArray[np.float64]]:
+    """The same samples; of more than MOST_CORES cores, the busiest at each moment in place of each."""
+    cores = [name for name in samples if re.fullmatch(r"cpu\d+_percent", name)]
+    if len(cores) <= MOST_CORES:
+        return samples
+    busiest = np.fmax.reduce([samples[name] for name in cores])
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, values in samples.items():
+        if name == cores[0]:
+            found["busiest_core_percent"] = busiest
+        elif name not in cores:
+            found[name] = values
+    return found
+
+
+def _reliability(x: Spec) -> Spec:
+    """The dots with their intervals, over the diagonal where confidence is right."""
+    y = {"field": "accuracy", "type": "quantitative", "scale": {"domain": [0, 1]}}
+    share = {"axis": {"format": "%", "title": "share that is right"}}
+    diagonal = {"values": [{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]}
+    dots: Spec = {"type": "circle", "size": 90, "opacity": 1, "color": ACCENT}
+    return {
+        "width": 380,
+        "height": 300,
+        "encoding": {"x": {**x, "title": None}},
+        "layer": [
+            {
+                "data": diagonal,
+                "mark": {"type": "line", "strokeDash": [4, 4], "color": MUTED, "aria": False},
+                "encoding": {"y": {**y, **share}},
+            },
+            {
+                "mark": {"type": "rule", "color": ACCENT, "strokeWidth": 1.5, "aria": False},
+                "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}},
+            },
+            {"mark": dots, "encoding": {"y": y, "description": {"field": "text"}}},
+        ],
+    }
+
+
+def _photos_by(x: Spec) -> Spec:
+    return {
+        "width": 380,
+        "height": 70,
+        "mark": {"type": "bar", "color": FAINT, "width": 16},
+        "encoding": {
+            "x": {**x, "title": "calibrated confidence"},
+            "y": {"field": "photos", "type": "quantitative", "title": "photos", "axis": {"tickCount": 3}},
+            "description": {"field": "text"},
+        },
+    }
 
 
 def _mode_layer(mode: str, losses: Losses) -> Spec:
@@ -188,7 +215,8 @@ def _last_step(losses: Losses) -> int:
 
 
 def _panel(samples: Mapping[str, NDArray[np.float64]], names: Sequence[str], title: str, limit: Any) -> Spec:
-    stride = max(1, -(-len(samples["seconds"]) // MOST_SAMPLES))
+    most = min(MOST_SAMPLES, MOST_MARKS // len(names))
+    stride = max(1, -(-len(samples["seconds"]) // most))
     seconds = samples["seconds"][::stride]
     rows = []
     for name in names:
@@ -211,6 +239,7 @@ def _panel(samples: Mapping[str, NDArray[np.float64]], names: Sequence[str], tit
                 "type": "nominal",
                 "title": None,
                 "sort": None,
+                "legend": {"columns": 8},  # more in a row would push the figure aside
                 "scale": {"range": [f"var(--line{number})" for number in range(1, 9)]},
             },
         },

@@ -38,6 +38,8 @@ _CONFIG: Spec = {
 VERSION = "6.4"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _SIZE = re.compile(r'width="[^"]*" height="[^"]*" ')
+_PLACE = re.compile(r' (?:transform|d)="[^"]*"')
+_FINE = re.compile(r"(\.\d\d)\d+")
 
 
 class DrawingError(GraftError):
@@ -65,5 +67,7 @@ def draw(spec: Spec) -> Markup:
         svg: str = vl_convert.vegalite_to_svg(whole(spec), vl_version=VERSION)
     except ValueError as error:
         raise DrawingError(f"a figure cannot be drawn: {str(error).splitlines()[0]}") from error
+    # A hundredth of a pixel is seen by nobody: the other digits are a tenth of the page.
+    svg = _PLACE.sub(lambda place: _FINE.sub(r"\1", place[0]), svg)
     # the size in pixels goes, the view box stays; nothing in a figure can be reached by a link
     return Markup(_SIZE.sub("", svg, count=1).replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "", 1))

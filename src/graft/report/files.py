@@ -13,9 +13,14 @@ import yaml
 from numpy.typing import NDArray
 
 from graft.artifacts import read_state
-from graft.diagnosis import Diagnosis, read_diagnosis
+from graft.debugger.judge import judge as judge_training
+from graft.debugger.records import read_records as read_training
+from graft.diagnosis import Diagnosis, failing_no_run, read_diagnosis
 from graft.errors import RunError
+from graft.parquet import sessions
+from graft.profiler.causes import judge as judge_speed
 from graft.profiler.records import read_phases, read_samples
+from graft.profiler.records import read_records as read_speed
 from graft.report.losses import Course, read_course
 from graft.report.predictions import Prediction, read_predictions
 
@@ -39,7 +44,7 @@ class RunFiles:
         course: of the cross-entropy.
         samples: of utilisation, column -> values by sample; empty where the profiler did not run.
         phases: name -> seconds of the run; likewise.
-        debugger: what its rules found; None where they did not run.
+        debugger: what its rules found, of a run that is not finished by now; None where they did not run.
         profiler: likewise.
         damaged: a sentence for each file that could not be read.
     """
@@ -91,6 +96,18 @@ class Reader:
             self.damaged.append(f"{name} cannot be read: {error}")
             return absent
 
+    def findings(self, folder: str, finished: bool, judge: Callable[[], Diagnosis]) -> Diagnosis | None:
+        """What the rules of a folder of records found; None where they did not run.
+
+        A run that is not finished is judged anew: what lies there may be of an earlier process, before it went on.
+        """
+        name, found = f"{folder}/findings.json", None
+        if not sessions(self.path / folder) or (finished and (self.path / name).exists()):
+            return self.take(name, read_findings, None)
+        with failing_no_run(f"{folder}/", self.damaged.append):
+            found = judge()
+        return found
+
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file; an empty one where it is not there or damaged."""
         absent: dict[str, Any] = {}
@@ -99,11 +116,12 @@ class Reader:
 
 def read_run(path: Path) -> RunFiles:
     """All that the report shows of a run, whatever its state."""
-    reader, no_config = Reader(path), dict[str, Any]()
+    reader, no_config, state = Reader(path), dict[str, Any](), read_state(path)
+    finished = state.get("state") == "finished"
     no_samples, no_phases = dict[str, NDArray[np.float64]](), dict[str, float]()
     return RunFiles(
         path=path,
-        state=read_state(path),
+        state=state,
         config=reader.take("config.yaml", read_yaml, no_config),
         config_text=reader.take("config.yaml", read_text, ""),
         metrics=reader.json("metrics.json"),
@@ -114,8 +132,8 @@ def read_run(path: Path) -> RunFiles:
         course=reader.take("", read_course, Course({}, {})),
         samples=reader.take("profiler", lambda _: read_samples(path), no_samples),
         phases=reader.take("profiler", lambda _: read_phases(path), no_phases),
-        debugger=reader.take("debugger/findings.json", read_findings, None),
-        profiler=reader.take("profiler/findings.json", read_findings, None),
+        debugger=reader.findings("debugger", finished, lambda: judge_training(read_training(path))),
+        profiler=reader.findings("profiler", finished, lambda: judge_speed(read_speed(path))),
         damaged=tuple(reader.damaged),
     )
 

@@ -49,8 +49,9 @@ def make_report(path: Path) -> Path | None:
     """`write_report` for whoever has something more important to do: what went wrong is said, and None returned."""
     try:
         return write_report(path)
-    except (GraftError, OSError) as error:
-        say(f"no report: {error}; `python -m graft.report {path}` makes it when that is mended")
+    except Exception as error:  # any: the model is there all the same
+        reason = str(error) if isinstance(error, GraftError | OSError) else f"{type(error).__name__}: {error}"
+        say(f"no report: {reason}; `python -m graft.report {path}` makes it when that is mended")
         return None
 
 

@@ -18,7 +18,7 @@ from graft.stores import Store
 
 SIDE = 132  # pixels of a thumbnail
 QUALITY = 72  # of WebP: about 4 kB each
-BUDGET = 1_200_000  # bytes of all photos of a page, which shall stay below 3 MB
+BUDGET = 800_000  # bytes of all photos of a page, which shall stay below 3 MB: its sections rarely show 500 kB
 
 
 class Thumbnails:

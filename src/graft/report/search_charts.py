@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from graft.report.charts import ACCENT, FAINT, WIDTH
 from graft.report.drawing import MUTED, Spec
@@ -11,12 +14,20 @@ from graft.report.trials import Trial, heights, in_words
 
 OFF_SCALE = 1.2  # times the highest first loss of an ordinary trial: curves above it are cut
 MOST_LINES = 200  # trials drawn; of more, the best
+MOST_MARKS = 1000  # of a figure: a mark costs the page 250 bytes, one of parallel coordinates twice that
+# The best trial stands out.
+COLOUR = {"condition": {"test": "datum.best", "value": ACCENT}, "value": FAINT}
+STROKE = {"condition": {"test": "datum.best", "value": 3}, "value": 1.5}
 
 
 def parallel_chart(
     trials: Sequence[Trial], keys: Sequence[str], best: int | None, objective: str, logarithmic: frozenset[str]
 ) -> Spec:
-    """A line per trial that ended well over its parameters and the objective, each scaled to its own range."""
+    """A line per trial over its parameters and the objective, each scaled to its own range.
+
+    `trials` are those that ended well, the best first; drawn are as many as there is room for.
+    """
+    trials = trials[: min(MOST_LINES, MOST_MARKS // (len(keys) + 1))]
     columns = {key: [trial.params.get(key) for trial in trials] for key in keys}
     columns[objective] = [trial.value for trial in trials]
     places = {name: heights(column, logarithmic=name in logarithmic) for name, column in columns.items()}
@@ -34,34 +45,58 @@ def parallel_chart(
     ends = [row for name, column in columns.items() for row in _ends(name, column, places[name])]
     x = {"field": "key", "type": "nominal", "sort": [*columns], "title": None, "axis": {"labelAngle": 0}}
     y = {"field": "height", "type": "quantitative", "axis": None, "scale": {"domain": [-0.08, 1.08]}}
-    colour = {"condition": {"test": "datum.best", "value": ACCENT}, "value": FAINT}
-    width = {"condition": {"test": "datum.best", "value": 3}, "value": 1.5}
-    dots: Spec = {"type": "circle", "size": 60, "opacity": 1}
+    words: Spec = {
+        "data": {"values": ends},
+        "mark": {"type": "text", "dx": 10, "align": "left", "color": MUTED, "aria": False},
+        "encoding": {"text": {"field": "text"}},
+    }
+    layers = [*_parallel_lines(sorted(rows, key=lambda row: bool(row["best"]))), words]
+    return {"width": WIDTH, "height": 320, "encoding": {"x": x, "y": y}, "layer": layers}
+
+
+def _parallel_lines(rows: Sequence[Mapping[str, Any]]) -> list[Spec]:
+    """A line per trial, and a dot where it meets an axis; the best is drawn last and bold."""
+    text = {"field": "text"}
+    return [
+        {
+            "data": {"values": rows},
+            "mark": {"type": "line"},
+            "encoding": {"detail": {"field": "trial"}, "color": COLOUR, "strokeWidth": STROKE, "description": text},
+        },
+        {
+            "data": {"values": rows},
+            "mark": {"type": "circle", "size": 60, "opacity": 1},
+            "encoding": {"color": COLOUR, "description": text},
+        },
+    ]
+
+
+def history_chart(trials: Sequence[Trial], objective: str, *, maximize: bool) -> Spec:
+    """The objective of each trial that ended well by its number, and the best so far.
+
+    Of very many, every n-th dot is drawn beside those that were the best so far.
+    """
+    ended = sorted((trial.number, trial.value) for trial in trials if trial.value is not None)
+    best = list(itertools.accumulate((value for _, value in ended), max if maximize else min))
+    stride = -(-len(ended) // MOST_MARKS)
+    rows = [
+        {"trial": number, "value": value, "best": so_far, "text": f"trial {number}: {objective} {in_words(value)}"}
+        for at, ((number, value), so_far) in enumerate(zip(ended, best, strict=True))
+        if at % stride == 0 or value == so_far
+    ]
+    axis = {"format": "d", "tickMinStep": 1, "labelOverlap": True}
+    x = {"field": "trial", "type": "quantitative", "title": "trial", "axis": axis}
+    y = {"type": "quantitative", "title": objective, "scale": {"zero": False}}
+    line: Spec = {"type": "line", "interpolate": "step-after", "strokeWidth": 1.8, "color": ACCENT, "aria": False}
+    dots: Spec = {"type": "circle", "size": 50, "opacity": 1, "color": MUTED}
     return {
         "width": WIDTH,
-        "height": 320,
-        "encoding": {"x": x, "y": y},
+        "height": 200,
+        "data": {"values": rows},
+        "encoding": {"x": x},
         "layer": [
-            {
-                "data": {"values": sorted(rows, key=lambda row: bool(row["best"]))},
-                "mark": {"type": "line"},
-                "encoding": {
-                    "detail": {"field": "trial"},
-                    "color": colour,
-                    "strokeWidth": width,
-                    "description": {"field": "text"},
-                },
-            },
-            {
-                "data": {"values": sorted(rows, key=lambda row: bool(row["best"]))},
-                "mark": dots,
-                "encoding": {"color": colour, "description": {"field": "text"}},
-            },
-            {
-                "data": {"values": ends},
-                "mark": {"type": "text", "dx": 10, "align": "left", "color": MUTED, "aria": False},
-                "encoding": {"text": {"field": "text"}},
-            },
+            {"mark": dots, "encoding": {"y": {**y, "field": "value"}, "description": {"field": "text"}}},
+            {"mark": line, "encoding": {"y": {**y, "field": "best"}}},
         ],
     }
 
@@ -93,10 +128,11 @@ def importance_chart(importances: Sequence[Mapping[str, Any]]) -> Spec:
 
 
 def curves_chart(trials: Sequence[Trial], best: int | None) -> Spec | None:
-    """valid/loss by optimiser step of all trials; None where no curve is known."""
-    drawn = [trial for trial in trials if trial.curve]
+    """valid/loss by optimiser step of trials, the best first, as far as there is room; None where no curve is known."""
+    drawn = [trial for trial in trials if trial.curve][:MOST_LINES]
     if not drawn:
         return None
+    most = MOST_MARKS // len(drawn)
     firsts = sorted(trial.curve[0][1] for trial in drawn)
     highest = OFF_SCALE * max(firsts[len(firsts) // 2], min(firsts))
     rows = [
@@ -108,11 +144,9 @@ def curves_chart(trials: Sequence[Trial], best: int | None) -> Spec | None:
             "text": f"trial {trial.number} step {step}: {loss:.4f}",
         }
         for trial in sorted(drawn, key=lambda trial: trial.number == best)
-        for step, loss in trial.curve
+        for step, loss in _evenly(trial.curve, most)
         if loss <= highest
     ]
-    colour = {"condition": {"test": "datum.best", "value": ACCENT}, "value": FAINT}
-    width = {"condition": {"test": "datum.best", "value": 3}, "value": 1.5}
     dots: Spec = {"type": "circle", "size": 50, "opacity": 1}
     return {
         "width": WIDTH,
@@ -121,16 +155,21 @@ def curves_chart(trials: Sequence[Trial], best: int | None) -> Spec | None:
         "encoding": {
             "x": {"field": "step", "type": "quantitative", "title": "optimiser step"},
             "y": {"field": "loss", "type": "quantitative", "title": "valid/loss", "scale": {"zero": False}},
-            "color": colour,
+            "color": COLOUR,
         },
         "layer": [
             {
                 "mark": {"type": "line", "aria": False},
-                "encoding": {"detail": {"field": "trial"}, "strokeWidth": width},
+                "encoding": {"detail": {"field": "trial"}, "strokeWidth": STROKE},
             },
             {"mark": dots, "encoding": {"description": {"field": "text"}}},
         ],
     }
+
+
+def _evenly(curve: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """At most so many points of a curve, its ends among them."""
+    return [curve[at] for at in np.unique(np.linspace(0, len(curve) - 1, min(most, len(curve))).round().astype(int))]
 
 
 def _words(trial: Trial, objective: str) -> str:

@@ -18,6 +18,7 @@ class SearchView:
     files: SearchFiles
     rows: list[Trial]
     left_out: int
+    history: Figure | None
     parallel: Figure | None
     importance: Figure | None
     curves: Figure | None
@@ -30,6 +31,7 @@ def view_search(files: SearchFiles) -> SearchView:
         files=files,
         rows=rows[:MOST_ROWS],
         left_out=max(0, len(rows) - MOST_ROWS),
+        history=history_figure(files),
         parallel=parallel_figure(files),
         importance=importance_figure(files),
         curves=curves_figure(files),
@@ -48,11 +50,19 @@ def parallel_figure(files: SearchFiles) -> Figure | None:
     best_first = [trial for trial in ordered(files) if trial in files.ok]
     if not best_first:
         return None
-    shown = best_first[: search_charts.MOST_LINES]
     spec = search_charts.parallel_chart(
-        shown, files.keys, files.best, files.objective or "objective", files.logarithmic
+        best_first, files.keys, files.best, files.objective or "objective", files.logarithmic
     )
-    return drawn(spec, f"Parallel coordinates: {len(shown)} trials over {', '.join(files.keys)}; best: {files.best}.")
+    words = f"Parallel coordinates: {len(best_first)} trials over {', '.join(files.keys)}; best: {files.best}."
+    return drawn(spec, words)
+
+
+def history_figure(files: SearchFiles) -> Figure | None:
+    """How the search went; None also where the objective, and so which way is better, is not known."""
+    if not files.ok or not files.objective:
+        return None
+    spec = search_charts.history_chart(files.ok, files.objective, maximize=files.maximize)
+    return drawn(spec, f"History: the objective of {len(files.ok)} trials by their number; best: {files.best}.")
 
 
 def importance_figure(files: SearchFiles) -> Figure | None:
@@ -65,5 +75,5 @@ def importance_figure(files: SearchFiles) -> Figure | None:
 
 def curves_figure(files: SearchFiles) -> Figure | None:
     """valid/loss of the trials by step."""
-    spec = search_charts.curves_chart(files.trials, files.best)
+    spec = search_charts.curves_chart(ordered(files), files.best)
     return None if spec is None else drawn(spec, f"Learning curves of {len(files.trials)} trials.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from graft.data.findings import LEAKS
@@ -117,6 +118,7 @@ def facts_of(run: RunFiles, findings: Sequence[Finding]) -> Facts:
         leaked=leaked(run.data.get("findings", ())),
         class_accuracy=run.evaluation.get(split, {}).get("per_class_accuracy", {}),
         findings=findings,
+        clipped=run.setting("optim.clip_norm") is not None,
     )
 
 
@@ -196,9 +198,9 @@ def utilisation_figure(run: RunFiles) -> Figure | None:
     if spec is None:
         return None
     means = (
-        f"{name.replace('_', ' ')} {values.mean():.0f}"
-        for name, values in run.samples.items()
-        if name.endswith("_percent")
+        f"{name.replace('_', ' ')} {np.nanmean(values):.0f}"
+        for name, values in charts.told_cores(run.samples).items()
+        if name.endswith("_percent") and np.isfinite(values).any()
     )
     return drawn(spec, f"Utilisation over time; on average {', '.join(means)}.")
 

@@ -89,7 +89,7 @@ def read_search(path: Path) -> SearchFiles:
     study = reader.json("study.json")
     told, no_config = reader.json("search.json"), dict[str, Any]()
     config = reader.take("config.yaml", read_yaml, no_config)
-    objective = told.get("objective") or config.get("search", {}).get("objective", "")
+    objective = told.get("objective") or (config.get("search") or {}).get("objective", "")
     curves = told.get("curves", {})
     return SearchFiles(
         path=path,

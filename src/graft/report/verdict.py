@@ -15,7 +15,8 @@ LEAKED = 0.01  # of the photos of test that are in another split too
 WEAK_CLASS = 0.5  # a class recognised less than half as often as the photos on average
 DAMAGED = 0.01  # of all photos that could not be decoded
 # Debugger's rules that say the weights themselves are not sound.
-UNSOUND = ("nan_or_inf", "exploding_gradient")
+CLIPPED = "exploding_gradient"
+UNSOUND = ("nan_or_inf", CLIPPED)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Facts:
         leaked: photos of test that are in another split too.
         class_accuracy: of the split that was judged; None for a class without photos.
         findings: of the debugger and the profiler.
+        clipped: whether long gradients were shortened.
     """
 
     state: str
@@ -41,6 +43,7 @@ class Facts:
     leaked: int
     class_accuracy: Mapping[str, float | None]
     findings: Sequence[Finding]
+    clipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def _obstacles(facts: Facts) -> Iterator[str]:
         yield "test was not opened, so there is no figure on unseen photos"
     if split and facts.class_accuracy and facts.metrics[f"{split}/accuracy_low"] <= _chance(facts):
         yield f"guessing gives {percent(_chance(facts))}, which the interval does not leave out"
-    yield from (f"{finding.rule}: {finding.seen}" for finding in facts.findings if finding.rule in UNSOUND)
+    yield from _unsound(facts, harmless=False)
 
 
 def _doubts(facts: Facts) -> Iterator[str]:
@@ -129,6 +132,15 @@ def _doubts(facts: Facts) -> Iterator[str]:
         yield f"{classes} recognised less than half as often as the average, {least}"
     if (share := m.get("data/undecodable", 0) / max(1, sum(facts.photos.values()))) > DAMAGED:
         yield f"{percent(share)} of the photos could not be decoded"
+    yield from _unsound(facts, harmless=True)
+
+
+def _unsound(facts: Facts, *, harmless: bool) -> Iterator[str]:
+    """What rules say against the weights; what clipping has kept from them is harmless, and no more than a doubt."""
+    for finding in facts.findings:
+        clipped = facts.clipped and finding.rule == CLIPPED
+        if finding.rule in UNSOUND and clipped == harmless:
+            yield f"{finding.rule}: {finding.seen}"
 
 
 def weak_classes(accuracy: Mapping[str, float | None], mean: float) -> list[tuple[str, float]]:

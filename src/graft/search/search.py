@@ -16,6 +16,7 @@ from graft.artifacts import WITHOUT_EFFECT
 from graft.config import OBJECTIVES, Config, Pruner, flatten, to_yaml
 from graft.errors import ConfigError, RunError
 from graft.fit import exit_on_sigterm, quiet_lightning
+from graft.report.page import make_report
 from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, skew
 from graft.search.board import Board
 from graft.search.files import best_overrides, write_trials
@@ -28,7 +29,7 @@ from graft.search.retrain import Retrained, retrain
 from graft.search.runs import RunTrials, Train, known_at_rungs
 from graft.search.sampling import portion
 from graft.search.space import Space, trial_count
-from graft.search.study import Study
+from graft.search.study import Study, storage_errors
 from graft.search.trials import Curve, Outcome, Record
 from graft.storage import local_path, write_text
 
@@ -101,6 +102,7 @@ def search(
             raise
         if not study.values():
             write_trials(run_dir, study.records(), None)
+            make_report(run_dir)
             raise _nothing_ended_well(study.records())
         # of several processes in one directory the first does it, and the others read what it wrote
         with FileLock(run_dir / "finish.lock"):
@@ -138,9 +140,12 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
     with Board(study.records, study.total, s.objective) as board:
 
         def at_rung(number: int, step: int, loss: float, accuracy: float) -> bool:
-            study.report(number, step, accuracy if s.objective == "valid/accuracy" else loss)
-            # Judged at earlier rungs again: who comes first to one is compared with those who came since.
-            seen = (study.reached(rung) for rung in stops if rung <= step)
+            try:
+                study.report(number, step, accuracy if s.objective == "valid/accuracy" else loss)
+                # Judged at earlier rungs again: who comes first to one is compared with those who came since.
+                seen = [study.reached(rung) for rung in stops if rung <= step]
+            except storage_errors():
+                return True  # what it has learnt is not lost to a moment without the storage: it is asked again later
             return not any(
                 hopeless(s.pruner.name, number, reached, maximize=study.maximize)
                 for reached in seen
