@@ -123,8 +123,8 @@ def test_an_unfinished_run_of_another_configuration_is_refused(tmp_path: Path, o
 
 def test_what_changes_no_figure_may_differ_when_a_run_goes_on(tmp_path: Path) -> None:
     with_workers = CONFIG.replace("  batch_size: 64", "  batch_size: 64\n  workers: {}")
-    with pytest.raises(ValueError), open_run(tmp_path / "run", with_workers.format(0), ()) as before:
-        raise ValueError
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "run", with_workers.format(0), ()) as before:
+        raise KeyboardInterrupt
     with open_run(tmp_path / "run", with_workers.format(2), ()) as run:
         assert run.run_id == before.run_id
         assert "workers: 2" in run.config.read_text()
