@@ -19,6 +19,7 @@ KEY = "serve."
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 # An address, a time, or a name such as ml.m5.large; Hydra's grammar takes the five words for something else than text.
 _TEXT = re.compile(r"[0-9]+(\.[0-9]+){3}|[0-9]+[hd]|(?!(true|false|null|nan|inf)$)[a-z][a-z0-9]*(\.[a-z0-9]+)*")
+_HOST = re.compile(r"[a-z][a-z0-9-]*(\.[a-z0-9-]+)+")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def value_of(key: str, text: str) -> Any:
 def _plain(hint: Any, text: str) -> Any:
     """The value of a plain text; LookupError or ValueError where it is not plain."""
     if get_origin(hint) is list:
-        return {"[]": []}[text]
+        return _hosts(text)
     kind, *null = get_args(hint) or (hint,)
     if null and text == "null":
         return None
@@ -122,6 +123,14 @@ def _plain(hint: Any, text: str) -> Any:
     if not pattern.fullmatch(text):
         raise ValueError(text)
     return kind(text)
+
+
+def _hosts(text: str) -> list[str]:
+    """The names in [a.org,b.org]; ValueError where it is no plain list of them."""
+    names = text.removeprefix("[").removesuffix("]").split(",") if text != "[]" else []
+    if f"[{','.join(names)}]" != text or not all(map(_HOST.fullmatch, names)):
+        raise ValueError(text)
+    return names
 
 
 def _configure(given: dict[str, Any]) -> ServeConfig:

@@ -20,7 +20,10 @@ DELETE_ENDPOINT = "aws-sdk:sagemaker:deleteEndpoint"  # a universal target of Ev
 DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
 # Of `serve.*`, what AWS's container heeds, for serve/handler.py reads it; and what our own does, by entrypoint.sh.
 HANDLER_KEYS = ("engine", "precision", "threads", "top_k")
-RUNTIME_KEYS = (*HANDLER_KEYS, "mode", "queue", "deadline", "max_bytes", "max_pixels", "max_photos", "allow_url")
+RUNTIME_KEYS = (
+    *(*HANDLER_KEYS, "mode", "queue", "deadline", "max_bytes", "max_pixels", "max_photos"),
+    *("allow_url", "url_hosts"),
+)
 AWS_IMAGE = "/pytorch-inference"  # its repository in any of AWS's registries
 
 
@@ -182,6 +185,8 @@ def _text(value: Any) -> str:
     """As the command line takes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
     return str(value.value if isinstance(value, Enum) else value)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]  # [B, S, S, 3], RGB
 Vectors = NDArray[np.float32]
+# Threads are bound to the first cores otherwise, those of every process to the same: AWS's stack starts two.
+UNBOUND = {"ENABLE_CPU_PINNING": "NO"}
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of the parts that int8 leaves in floating point
 
 
@@ -113,7 +115,7 @@ class OpenVinoEngine:
         # bf16 only where the processor computes in it: elsewhere it is slower than fp32 (0.7 to 0.8 times).
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = precision if precision != "auto" else "bf16" if has_bf16 else "fp32"
-        options = {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "NUM_STREAMS": str(streams)}
+        options = {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "NUM_STREAMS": str(streams), **UNBOUND}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = str(threads)
         try:

@@ -127,7 +127,7 @@ def test_what_the_container_is_told() -> None:
 
 ALL_CHANGED = (
     *("engine=openvino", "precision=int8", "threads=3", "top_k=2", "mode=throughput", "queue=9", "deadline=2.5"),
-    *("max_bytes=1000", "max_pixels=2000", "max_photos=4", "allow_url=true"),
+    *("max_bytes=1000", "max_pixels=2000", "max_photos=4", "allow_url=true", "url_hosts=[a.org,my-photos.example.com]"),
 )
 
 

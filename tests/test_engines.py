@@ -22,6 +22,7 @@ from graft.features.engines import Engine, Normalised, TorchEngine, fold_batchno
 from graft.images import IMAGENET_MEAN, IMAGENET_STD
 from graft.model import build_backbone, fingerprint
 from tests.backbones import scramble, tiny_backbone
+from tests.cores import bound_threads
 from tests.pictures import draw
 
 BATCH, SIZE = 4, 64
@@ -155,6 +156,14 @@ def test_an_engine_can_be_fed_from_another_thread(
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
 def test_making_an_engine_warns_of_nothing(runner: Callable[[str, str], Runner], engine: str, precision: str) -> None:
     assert runner(engine, precision).warnings == []
+
+
+def test_no_thread_of_an_engine_is_bound_to_a_core(
+    runner: Callable[[str, str], Runner], photos: NDArray[np.uint8]
+) -> None:
+    # OpenVINO's would be by default, those of two processes to the same one.
+    runner("openvino", "fp32").run(photos[0])
+    assert bound_threads() == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

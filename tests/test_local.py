@@ -127,6 +127,7 @@ def test_a_model_that_fails_at_a_later_parity_sample_is_served_no_more(packed_ru
 TEXTS = [
     *("1", "+1", "-1", "007", "0.5", "1.0", "1e3", ".5", "0x10", "1_000", "nan", "inf", "null", "true", "false"),
     *("True", "yes", "auto", "fp32", "int8", "latency", "torch", "0.0.0.0", "localhost", "::1"),
+    *("[]", "[a.org]", "[a.org,b-c.d.org]", "[a.org, b.org]", "[a]", "[1.5]", "[nan.org]", "[,]", "a.org", "[a.org"),
     *("'8'", "[1]", "1,2", "", " 1", "${serve.port}", "a b", "1.2.3"),
 ]
 

@@ -29,6 +29,7 @@ from serve.arguments import read_arguments
 from serve.engines import load_engine
 from serve.model import ServedModel, check_parity, softmax
 from serve.packing import archive_of_run
+from tests.cores import bound_threads
 
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "hydra", "omegaconf", "boto3", "botocore", "optuna")
 # What SageMaker's toolkit does, in a process that sees the archive's code alone.
@@ -78,6 +79,12 @@ def test_both_engines_give_the_logits_of_the_run(packed_run: Path, unpacked: Pat
         np.testing.assert_allclose(model.engine.run(images[:1])[0], expected[:1], atol=1e-4)
         np.testing.assert_allclose(model.engine.run(images[:5])[0], expected[:5], atol=1e-4)
         assert model.check_parity() < 1e-3
+
+
+def test_no_thread_of_a_served_model_is_bound_to_a_core(unpacked: Path) -> None:
+    images, _ = pixels_of(unpacked)
+    ServedModel.load(unpacked, threads=1).engine.run(images)
+    assert bound_threads() == []
 
 
 def test_features_of_both_engines_are_the_same(packed_run: Path, unpacked: Path) -> None:

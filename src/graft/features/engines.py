@@ -103,6 +103,8 @@ class OpenVinoEngine:
         hints = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
+            # Threads are bound to the first cores otherwise, those of every process to the same.
+            "ENABLE_CPU_PINNING": "NO",
         }
         if "LOCAL_WORLD_SIZE" in os.environ:  # each process of several would take all cores
             hints["INFERENCE_NUM_THREADS"] = str(available_cores())
