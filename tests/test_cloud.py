@@ -382,16 +382,17 @@ def test_a_signal_while_watching_leaves_no_job_unmentioned(
     assert signal.getsignal(signum) == signal.SIG_DFL
 
 
-def test_a_signal_while_a_job_is_created_mentions_it(
-    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("signum", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_while_a_job_is_created_says_that_it_may_be_billed(
+    signum: int, ends: type[BaseException], script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def told() -> Answer:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signum)
         return BROKEN
 
     calls.client.cache_clear()
     script.answer("CreateTrainingJob", told)
-    with pytest.raises(SystemExit):
+    with pytest.raises(ends):
         run_in_cloud(Work(in_cloud(tmp_path)))
     assert f"interrupted while the job was created; if it was, {NAME} goes on and is billed" in capsys.readouterr().err
 
@@ -467,19 +468,6 @@ def test_ctrl_c_can_mean_to_go_on(server: str, script: Script, tmp_path: Path, m
     monkeypatch.setattr("sys.stdin", Terminal(""))
     interrupted_once(script, training("Completed"))
     assert run_in_cloud(Work(in_cloud(tmp_path))) is not None
-
-
-def test_ctrl_c_while_the_job_is_created_says_that_it_may_be_billed(
-    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt() -> tuple[int, dict[str, str]]:
-        raise KeyboardInterrupt
-
-    calls.client.cache_clear()
-    script.answer("CreateTrainingJob", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_in_cloud(Work(in_cloud(tmp_path)))
-    assert f"interrupted while the job was created; if it was, {NAME} goes on and is billed" in capsys.readouterr().err
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_sent(script: Script, tmp_path: Path) -> None:

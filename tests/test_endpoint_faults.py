@@ -188,14 +188,20 @@ def test_a_terminal_that_is_gone_does_not_keep_the_rollback(
     assert leftovers(aws) == []
 
 
-def test_a_fault_of_the_program_rolls_back(
-    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("step", "fault"), [("_send", KeyboardInterrupt), ("wait_for_endpoint", ZeroDivisionError)])
+def test_ctrl_c_and_a_fault_of_the_program_roll_back(
+    step: str,
+    fault: type[BaseException],
+    aws: LocalAws,
+    packed_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> None:
-        raise ZeroDivisionError
+        raise fault
 
-    monkeypatch.setattr(creation, "wait_for_endpoint", fail)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(creation, step, fail)
+    with pytest.raises(fault):
         deploy_dogs(packed_run)
     assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
     assert leftovers(aws) == []
@@ -248,18 +254,6 @@ def test_a_rollback_leaves_what_somebody_else_put_in_the_place(aws: LocalAws, pa
         deploy_dogs(packed_run)
     assert leftovers(aws) == ["graft-dogs"]
     aws.client("scheduler").delete_schedule(Name="graft-dogs")
-
-
-def test_ctrl_c_while_the_archive_is_sent(
-    aws: LocalAws, packed_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(creation, "_send", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        deploy_dogs(packed_run)
-    assert capsys.readouterr().err.splitlines()[-1] == f"stopped; {ROLLED_BACK}"
 
 
 def test_an_endpoint_that_cannot_be_taken_back_is_named_with_its_end(
