@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from serve.refusals import Refusal
@@ -144,7 +144,10 @@ class Fetcher:
                 _cut_at(plain, deadline),
                 self.context.wrap_socket(plain, server_hostname=host) as secure,
             ):
-                return self._ask(secure, parts)
+                answer = self._ask(secure, parts)
+            if time.monotonic() >= deadline:  # a connection that was cut looks like one that has ended
+                raise self._late()
+            return answer
         except (HTTPException, OSError) as error:
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
                 raise self._late() from error
@@ -152,7 +155,7 @@ class Fetcher:
             raise Refusal(400, problem, ACCEPTED_ADDRESS) from error
 
     def _ask(self, secure: ssl.SSLSocket, parts: SplitResult) -> bytes | str:
-        connection = HTTPConnection(str(parts.hostname))
+        connection = HTTPConnection(str(parts.hostname), self.port)  # without it, a port is looked for in the host
         connection.sock = secure
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "graft"}
@@ -172,6 +175,8 @@ class Fetcher:
             chunks.append(chunk)
             size += len(chunk)
             self._check_size(size)
+        if response.length:
+            raise IncompleteRead(b"", response.length)
         return b"".join(chunks)
 
     def _check_size(self, size: int) -> None:

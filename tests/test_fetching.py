@@ -17,6 +17,8 @@ import pytest
 from serve.fetching import Fetcher, is_public, resolve_public
 from serve.refusals import Refusal
 
+VERSION_6 = "2606:4700::abcd"
+
 
 @pytest.mark.parametrize(
     "address",
@@ -109,23 +111,26 @@ class Site(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path == "/moved":
-            self._answer(302, {"Location": "/photo"})
-        elif self.path == "/circle":
-            self._answer(302, {"Location": "/circle"})
-        elif self.path == "/inside":
-            self._answer(302, {"Location": "https://inside:" + self.headers["Host"].partition(":")[2] + "/photo"})
-        elif self.path == "/elsewhere":
-            self._answer(302, {"Location": "https://other:" + self.headers["Host"].partition(":")[2] + "/photo"})
-        elif self.path == "/plain":
-            self._answer(302, {"Location": "http://host/photo"})
-        elif self.path == "/torn":
-            self._answer(302, {"Location": "https://[::1/photo"})
+        port = self.headers["Host"].rpartition(":")[2]
+        moved = {
+            "/moved": "/photo",
+            "/circle": "/circle",
+            "/inside": f"https://inside:{port}/photo",
+            "/elsewhere": f"https://other:{port}/photo",
+            "/plain": "http://host/photo",
+            "/torn": "https://[::1/photo",
+        }
+        if self.path in moved:
+            self._answer(302, {"Location": moved[self.path]})
         elif self.path == "/long":
             self._answer(200, {}, b"x" * 5000)
         elif self.path == "/announced":
             self._answer(200, {"Content-Length": "5000"})
-        elif self.path == "/drip":
+        elif self.path == "/cut":
+            self._answer(200, {"Content-Length": "500"}, b"half a photo")
+        elif self.path.startswith("/drip"):
+            if self.path != "/drip":  # a whole head, with the body's length or without
+                self._answer(200, {"Content-Length": "100"} if self.path == "/drip/100" else {})
             self._drip()
         else:
             self._answer(200 if self.path == "/photo?size=1" or self.path == "/photo" else 404, {}, b"a photo")
@@ -151,7 +156,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]
     """A host on 127.0.0.1, its port and the certificate to trust."""
     folder = tmp_path_factory.mktemp("certificate")
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
-    made += ["-subj", "/CN=host", "-addext", "subjectAltName=DNS:host", "-keyout", "key.pem", "-out", "cert.pem"]
+    made += ["-subj", "/CN=host", "-addext", f"subjectAltName=DNS:host,IP:{VERSION_6}"]
+    made += ["-keyout", "key.pem", "-out", "cert.pem"]
     subprocess.run(made, cwd=folder, check=True, capture_output=True)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -167,7 +173,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]
 
 def fetcher(site: tuple[int, Path], seconds: float = 5.0, hosts: Sequence[str] = ()) -> Fetcher:
     def resolve(host: str, port: int) -> str:
-        return "127.0.0.1" if host in ("host", "other") else resolve_public("127.0.0.1", port)
+        return "127.0.0.1" if host in ("host", "other", VERSION_6) else resolve_public("127.0.0.1", port)
 
     port, certificate = site
     context = ssl.create_default_context(cafile=str(certificate))
@@ -189,6 +195,7 @@ def test_a_photo_is_fetched(site: tuple[int, Path], path: str) -> None:
         ("long", "413: the photo has 5000 bytes or more; a photo may have 1000 bytes"),
         ("announced", "413: the photo has 5000 bytes or more"),
         ("missing", "400: the address answered with 404"),
+        ("cut", "400: the host 'host' did not answer as it should: IncompleteRead"),
     ],
 )
 def test_a_host_that_misbehaves(site: tuple[int, Path], path: str, message: str) -> None:
@@ -197,15 +204,20 @@ def test_a_host_that_misbehaves(site: tuple[int, Path], path: str, message: str)
     assert str(caught.value).startswith(message)
 
 
+def test_a_host_may_be_an_address_of_version_6(site: tuple[int, Path]) -> None:
+    assert fetcher(site).begin()(f"https://[{VERSION_6}]:{site[0]}/photo") == b"a photo"
+
+
 def test_a_certificate_of_another_host_is_refused(site: tuple[int, Path]) -> None:
     with pytest.raises(Refusal, match="400: the host 'other' did not answer as it should: "):
         fetcher(site).begin()(f"https://other:{site[0]}/photo")
 
 
-def test_a_host_that_drips_is_cut_at_the_deadline(site: tuple[int, Path]) -> None:
+@pytest.mark.parametrize("path", ["drip", "drip/100", "drip/for-ever"])
+def test_a_host_that_drips_is_cut_at_the_deadline(path: str, site: tuple[int, Path]) -> None:
     begun = time.monotonic()
     with pytest.raises(Refusal, match=r"504: the photos did not arrive within 0\.5 s"):
-        fetcher(site, seconds=0.5).begin()(f"https://host:{site[0]}/drip")
+        fetcher(site, seconds=0.5).begin()(f"https://host:{site[0]}/{path}")
     assert time.monotonic() - begun < 1.5
 
 
