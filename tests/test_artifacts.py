@@ -72,6 +72,7 @@ def test_a_new_run_says_that_it_is_not_finished(tmp_path: Path) -> None:
     ("error", "state", "reason"),
     [
         (SystemExit(143), "unfinished", "stopped by SIGTERM"),
+        (SystemExit(129), "unfinished", "stopped by SIGHUP"),
         (SystemExit(130), "unfinished", "stopped by Ctrl-C"),
         (KeyboardInterrupt(), "unfinished", "stopped by Ctrl-C"),
         (SystemExit(7), "failed", "SystemExit: 7"),

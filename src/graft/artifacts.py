@@ -132,8 +132,8 @@ def ended_by(error: BaseException) -> tuple[str, str]:
     code = error.code if isinstance(error, SystemExit) else None
     if isinstance(error, KeyboardInterrupt) or code == 130:  # exit codes as a shell counts them
         return "unfinished", "stopped by Ctrl-C"
-    if code == 143:
-        return "unfinished", "stopped by SIGTERM"
+    if code in (129, 143):
+        return "unfinished", f"stopped by {'SIGTERM' if code == 143 else 'SIGHUP'}"
     return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
 
 

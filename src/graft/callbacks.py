@@ -21,8 +21,6 @@ from graft.processes import Team
 from graft.storage import write_atomic
 from graft.weights import UNREADABLE
 
-INTERRUPTED, TERMINATED = 130, 143  # exit codes of a shell for SIGINT and SIGTERM
-
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's, but a run that was killed after it had decided to stop does not train on."""
@@ -54,15 +52,16 @@ class Stop(callbacks.Callback):
 
     @property
     def code(self) -> int:
-        """The exit code of a process that was told so."""
-        return INTERRUPTED if signal.SIGINT in self.signals else TERMINATED
+        """The exit code of a process that was told so, as a shell has it."""
+        told = (signum for signum in (signal.SIGINT, signal.SIGHUP) if signum in self.signals)
+        return 128 + next(told, signal.SIGTERM)
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if signum == signal.SIGINT and signum in self.signals:
-            raise SystemExit(INTERRUPTED)
+            raise SystemExit(self.code)
         self.signals.append(signum)
-        if signum == signal.SIGINT:
+        if signum != signal.SIGTERM:
             signal.raise_signal(signal.SIGTERM)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

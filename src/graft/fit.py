@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,7 +21,6 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from graft.callbacks import (
-    TERMINATED,
     AtomicCheckpoints,
     EarlyStopping,
     LastCheckpoint,
@@ -37,6 +34,7 @@ from graft.data.module import ImageData
 from graft.errors import ConfigError, RunError
 from graft.processes import ALONE, PATIENCE, Team
 from graft.profiler.timer import Timer
+from graft.signals import TOLD, handling
 
 
 def pick_device(accelerator: str) -> str:
@@ -210,38 +208,16 @@ def _torch_threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit(143) where it comes, so that a run says that it was stopped."""
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
-
-    with _handling({signal.SIGTERM: leave}):
-        yield
-
-
-@contextmanager
 def _stopping_in_good_order() -> Iterator[Stop]:
-    """Ctrl-C ends the fit as SIGTERM does: after the running batch, with a checkpoint. Twice ends it at once."""
+    """Ctrl-C and SIGHUP end the fit as SIGTERM does: after the running batch, with a checkpoint.
+
+    A second Ctrl-C ends it at once.
+    """
     stop = Stop()
     try:
-        with _handling({signal.SIGINT: stop.note, signal.SIGTERM: stop.note}):
+        with handling(dict.fromkeys((signal.SIGINT, *TOLD), stop.note)):
             yield stop
     except SIGTERMException:
         raise SystemExit(stop.code) from None
     if stop.signals:
         raise SystemExit(stop.code)
-
-
-@contextmanager
-def _handling(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
-    """Handle signals so for a while, where Python lets this thread do it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

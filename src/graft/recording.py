@@ -79,13 +79,19 @@ def build_probe(config: Config, data: ImageData, run: RunDirectory, team: Team =
 
 
 @contextmanager
-def judged(run: RunDirectory) -> Iterator[None]:
-    """A run that fails or is stopped is judged too, by what it recorded until then; one that fails says what it was."""
+def judged(run: RunDirectory, *, tells: bool = True) -> Iterator[None]:
+    """A run that fails or is stopped is judged too, by what it recorded until then.
+
+    Args:
+        run: its directory.
+        tells: whether one that fails says what was found, and has its page; a trial of a search, whose end is ordinary,
+            does not.
+    """
     try:
         yield
     except BaseException as error:
         found = diagnosed(run)
-        if isinstance(error, Exception) and run.writes:
+        if tells and isinstance(error, Exception) and run.writes:
             run.set_state(*ended_by(error))  # by now: the page says it
             _tell_failed(run, found)
         raise

@@ -29,13 +29,14 @@ from graft.debugger.judge import why_stopped
 from graft.debugger.smdebug_hook import check_backend
 from graft.environment import describe_environment
 from graft.evaluate import Evaluation, details, evaluate, evaluate_test, write_predictions
-from graft.fit import exit_on_sigterm, pick_device, quiet_lightning
+from graft.fit import pick_device, quiet_lightning
 from graft.photos import Photos
 from graft.processes import Team, join_team
 from graft.profiler.recorder import Profile
 from graft.recording import diagnosed, judged, open_profile
 from graft.rehearsal import rehearse
 from graft.report.page import make_report
+from graft.signals import exit_when_told
 from graft.terminal import progress_bar
 
 
@@ -85,10 +86,10 @@ def train(
     device = pick_device(config.trainer.accelerator.value)
     check_backend(config.debugger.backend.value if config.debugger.enabled else "")
     with (
-        exit_on_sigterm(),
+        exit_when_told(),
         join_team(device) as team,
         open_run_of(config, overrides, team) as run,
-        judged(run),
+        judged(run, tells=not watching),
         open_profile(config, run, started) as profile,
     ):
         run.write_json("environment.json", {**describe_environment(), "device": device, "processes": team.size})

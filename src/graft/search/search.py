@@ -15,7 +15,7 @@ from filelock import FileLock
 from graft.artifacts import WITHOUT_EFFECT
 from graft.config import OBJECTIVES, Config, Pruner, flatten, to_yaml
 from graft.errors import ConfigError, RunError
-from graft.fit import exit_on_sigterm, quiet_lightning
+from graft.fit import quiet_lightning
 from graft.report.page import make_report
 from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, skew
 from graft.search.board import Board
@@ -31,6 +31,7 @@ from graft.search.sampling import portion
 from graft.search.space import Space, trial_count
 from graft.search.study import Study, storage_errors
 from graft.search.trials import Curve, Outcome, Record
+from graft.signals import exit_when_told
 from graft.storage import local_path, write_text
 
 # They say how far a search goes and where it is kept, not what its trials are.
@@ -92,7 +93,7 @@ def search(
     started = time.perf_counter() if started is None else started
     quiet_lightning()
     run_dir = local_path(config.run_dir, "run_dir")
-    with exit_on_sigterm(), closing(open_study(config, space, run_dir)) as study, study.alive():
+    with exit_when_told(), closing(open_study(config, space, run_dir)) as study, study.alive():
         write_text(run_dir / "config.yaml", to_yaml(_without_storage(config)))
         trials = HeadTrials(config) if train_together(config, space) else RunTrials(config, run_dir, train)
         try:
