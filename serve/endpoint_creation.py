@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from graft.errors import CloudError, ConfigError, GraftError
+from graft.launcher.calls import Pause, patiently
 from graft.launcher.packing import file_md5
 from graft.launcher.validation import check_request
 from graft.s3 import S3Store
@@ -16,7 +17,7 @@ from graft.terminal import say, status_line
 from serve.endpoint_parity import check_endpoint
 from serve.endpoint_removal import remove_all, what_remains
 from serve.endpoint_requests import Deployment, Kind, Resource, Step, steps_of
-from serve.endpoint_resources import Pause, create, describe, minutes_since, patiently
+from serve.endpoint_resources import create, describe, minutes_since
 from serve.endpoint_role import make_ttl_role
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from graft.errors import CloudError
+from graft.launcher.calls import patiently
 from serve.endpoint_requests import Kind, Resource
-from serve.endpoint_resources import comes_to_be_of, is_of, patiently, remove
+from serve.endpoint_resources import comes_to_be_of, is_of, remove
 
 # The endpoint first, for it is billed; its schedule stays as long as it does. The model last, for it knows where the
 # archive is.

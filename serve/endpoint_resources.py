@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from graft.errors import CloudError, ConfigError
-from graft.launcher.calls import client, code_of, explained, is_absent, is_passing, message_of
+from graft.launcher.calls import Pause, client, code_of, explained, is_absent, is_passing, message_of, patiently
 from graft.terminal import say, status_line
 from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, Step
 
@@ -20,15 +20,10 @@ _OPERATIONS = {
 }
 _ARNS = {Kind.model: "ModelArn", Kind.config: "EndpointConfigArn", Kind.endpoint: "EndpointArn"}
 _MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack")  # an endpoint that cannot be deleted yet
-LONGEST_PAUSE_S = 10.0
-GIVE_UP_S = 600.0  # AWS not answering for so long is no passing fault
 # IAM tells all its servers of a new role within seconds; Scheduler refuses one that it has not heard of.
 _ROLE_S = 60.0
 # A request whose connection broke may arrive after that; AWS's own answers take seconds.
 LATE_S = 30.0
-
-Pause = Callable[[float], None]
-Found = TypeVar("Found")
 
 
 def describe(resource: Resource, region: str) -> dict[str, Any] | None:
@@ -147,28 +142,6 @@ def remove(resource: Resource, region: str, *, pause: Pause = time.sleep) -> boo
     if resource.kind is Kind.endpoint:
         return _remove_endpoint(resource, region, pause)
     return _delete(resource, region)
-
-
-def patiently(step: Callable[[], Found | None], pause: Pause = time.sleep) -> Found:
-    """Repeat a step until it gives something; that AWS does not answer meanwhile is told, and sat out.
-
-    Raises:
-        CloudError: of the step; AWS denies, or has not answered for `GIVE_UP_S` seconds.
-    """
-    started = heard = time.monotonic()
-    while True:
-        now = time.monotonic()
-        try:
-            found = step()
-            heard = now
-        except CloudError as error:
-            if not is_passing(error) or now - heard > GIVE_UP_S:
-                raise
-            say(f"{error}; still waiting")
-            found = None
-        if found is not None:
-            return found
-        pause(min(LONGEST_PAUSE_S, 0.5 + (now - started) / 30))
 
 
 def minutes_since(started: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.launcher import follow, submit
+from graft.launcher import submit
 from tests.api_commands import (
     COMMANDS,
     LINE,
@@ -44,12 +44,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalAws, 
         patch.setattr("tests.aws.tuning.TURN_S", 0.02)
         patch.setattr("tests.aws.hosting.container_of", lambda image: no_container)
         patch.setattr(Endpoint, "invoke", parrot)
-        patch.setattr("serve.endpoint_resources.LONGEST_PAUSE_S", 0.01)
+        patch.setattr("graft.launcher.calls.LONGEST_PAUSE_S", 0.01)
         patch.setattr("serve.endpoint_resources.LATE_S", 0.0)
-        patch.setattr(follow, "_LONGEST_PAUSE_S", 0.02)
+        patch.setattr("graft.launcher.follow.LATE_LINES_S", 0.02)
         # What lasts is given up at once, not after ten minutes.
-        patch.setattr(follow, "_GIVE_UP_S", -1.0)
-        patch.setattr("serve.endpoint_resources.GIVE_UP_S", -1.0)
+        patch.setattr("graft.launcher.calls.GIVE_UP_S", -1.0)
         aws.client("s3").put_object(Bucket=BUCKET, Key=f"{PHOTOS}/train/Akita/1.jpg", Body=b"a photo")
         aws.client("logs")  # before a job's thread makes one
         with faulty_aws(aws.url) as faults:

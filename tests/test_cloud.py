@@ -49,7 +49,8 @@ def server() -> Iterator[str]:
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     use_server(monkeypatch, server)
     monkeypatch.setattr(submit, "new_name", lambda kind: NAME)
-    monkeypatch.setattr(follow, "_LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(follow, "LATE_LINES_S", 0.0)
     calls.client.cache_clear()
     name = new_bucket(server, "results")
     put(server, "photos/train/Akita/1.jpg", "a photo")
@@ -120,7 +121,7 @@ def test_throttling_and_faults_of_the_service_are_sat_out(
     assert ticket.actual_usd == pytest.approx(90 / 3600 * 0.7364)
     err = capsys.readouterr().err
     told = f"job {NAME}: AWS answered ThrottlingException to each of 6 attempts; try again in some minutes"
-    assert err.count(f"{told}; still watching") == 2
+    assert err.count(f"{told}; still waiting") == 2
     assert "billed: 1.5 minutes, $0.02; planned: " in err
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.startswith(

@@ -363,8 +363,8 @@ def test_what_aws_denies_or_does_not_answer_for_ten_minutes_is_given_up(
     script.answer("DescribeEndpoint", DENIED)
     with pytest.raises(CloudError, match="endpoint dogs: denied"):
         resources.remove(DOGS, REGION)
-    assert resources.GIVE_UP_S == 600
-    monkeypatch.setattr(resources, "GIVE_UP_S", -1.0)
+    assert calls.GIVE_UP_S == 600
+    monkeypatch.setattr(calls, "GIVE_UP_S", -1.0)
     calls.client.cache_clear()
     script.answer("DescribeEndpoint", BROKEN)
     with pytest.raises(CloudError, match="AWS answered InternalFailure"):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from graft.errors import CloudError
+from graft.terminal import say
+
+Found = TypeVar("Found")
+Pause = Callable[[float], None]  # waits so many seconds
 
 # "adaptive" would also slow down calls that come later; "standard" pauses up to 20 s between attempts.
 _ATTEMPTS = 6
 _CONNECT_S, _READ_S = 10, 60
+LONGEST_PAUSE_S = 10.0
+GIVE_UP_S = 600.0  # AWS not answering for so long is no passing fault
 _MAKING = Lock()  # boto3's default session, which makes clients, is not thread-safe; clients are
 
 _BUSY = {"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
@@ -73,6 +80,35 @@ def explained(what: str) -> Iterator[None]:
         raise CloudError(f"{what}: {_said(error)}") from error
     except BotoCoreError as error:
         raise CloudError(f"{what}: {_unreached(error)}") from error
+
+
+def patiently(step: Callable[[], Found | None], pause: Pause = time.sleep) -> Found:
+    """Repeat a step until it gives something; that AWS does not answer meanwhile is told once, and sat out.
+
+    Raises:
+        CloudError: of the step; AWS denies, or has not answered for `GIVE_UP_S` seconds.
+    """
+    started = heard = time.monotonic()
+    told = False
+    while True:
+        now = time.monotonic()
+        try:
+            found = step()
+            heard, told = now, False
+        except CloudError as error:
+            if not is_passing(error) or now - heard > GIVE_UP_S:
+                raise
+            if not told:
+                say(f"{error}; still waiting")
+            found, told = None, True
+        if found is not None:
+            return found
+        pause(pause_after(now - started))
+
+
+def pause_after(seconds: float) -> float:
+    """Seconds until the next look at something that has taken so many already."""
+    return min(LONGEST_PAUSE_S, 0.5 + seconds / 30)
 
 
 def is_passing(error: CloudError) -> bool:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from graft.errors import CloudError
-from graft.launcher.calls import client, explained, is_passing
+from graft.launcher.calls import Pause, client, explained, is_passing, patiently, pause_after
 from graft.launcher.logs import GROUP, JobLog
 from graft.launcher.status import Status, ask
 from graft.launcher.ticket import Ticket, write_ticket
 from graft.signals import exit_when_told
 from graft.terminal import say, status_line
 
-_LONGEST_PAUSE_S = 10.0
-_LATE_LINES_S = 2.0  # the last lines of a job come to CloudWatch after its end
-_GIVE_UP_S = 600.0  # AWS not answering for so long ends the watching, not the job
+LATE_LINES_S = 2.0  # the last lines of a job come to CloudWatch after its end
 
 
 def how_to_follow(ticket: Ticket, run_dir: Path) -> str:
@@ -29,7 +26,7 @@ def how_to_follow(ticket: Ticket, run_dir: Path) -> str:
     )
 
 
-def follow(ticket: Ticket, run_dir: Path, *, pause: Callable[[float], None] = time.sleep) -> Ticket:
+def follow(ticket: Ticket, run_dir: Path, *, pause: Pause = time.sleep) -> Ticket:
     """Show a job until it has ended; Ctrl-C asks whether to stop it, SIGTERM and SIGHUP end the watching.
 
     Args:
@@ -68,24 +65,16 @@ def ended(ticket: Ticket, status: Status, run_dir: Path) -> Ticket:
     )
 
 
-def ask_patiently(ticket: Ticket, run_dir: Path, pause: Callable[[float], None] = time.sleep) -> Status:
+def ask_patiently(ticket: Ticket, run_dir: Path, pause: Pause = time.sleep) -> Status:
     """The state of a job; where AWS does not answer, asked again for ten minutes, which is told once.
 
     Raises:
         CloudError: AWS denies, or has not answered for so long; the message says that the job goes on.
     """
-    started = time.monotonic()
-    told = False
-    while True:
-        try:
-            return ask(ticket)
-        except CloudError as error:
-            if not is_passing(error) or time.monotonic() - started > _GIVE_UP_S:
-                raise CloudError(f"{error}; {how_to_follow(ticket, run_dir)}") from error
-            if not told:
-                say(f"{error}; still watching")
-                told = True
-        pause(_LONGEST_PAUSE_S)
+    try:
+        return patiently(lambda: ask(ticket), pause)
+    except CloudError as error:
+        raise CloudError(f"{error}; {how_to_follow(ticket, run_dir)}") from error
 
 
 def stop(ticket: Ticket) -> None:
@@ -108,7 +97,7 @@ def spent(ticket: Ticket, seconds: float) -> str:
     return "at an unknown price" if usd is None else f"${usd:.2f}"
 
 
-def _watched(ticket: Ticket, run_dir: Path, pause: Callable[[float], None]) -> Status:
+def _watched(ticket: Ticket, run_dir: Path, pause: Pause) -> Status:
     """The state in which the job ended; Ctrl-C asks."""
     log = JobLog(ticket.name, ticket.region) if ticket.kind == "training" else None
     while True:
@@ -119,7 +108,7 @@ def _watched(ticket: Ticket, run_dir: Path, pause: Callable[[float], None]) -> S
                 raise
 
 
-def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Callable[[float], None]) -> Status:
+def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Pause) -> Status:
     """The state in which the job ended."""
     shown = ""
     started = time.monotonic()
@@ -134,10 +123,10 @@ def _watch(ticket: Ticket, run_dir: Path, log: JobLog | None, pause: Callable[[f
             line(_progress(ticket, status))
             if status.has_ended:
                 if log:
-                    pause(min(_LONGEST_PAUSE_S, _LATE_LINES_S))
+                    pause(LATE_LINES_S)
                     _shown(log)
                 return status
-            pause(min(_LONGEST_PAUSE_S, 1 + (time.monotonic() - started) / 30))
+            pause(pause_after(time.monotonic() - started))
 
 
 def _shown(log: JobLog | None) -> JobLog | None:
