@@ -9,7 +9,7 @@ import pytest
 from graft import rehearsal
 from graft.artifacts import read_state
 from graft.classifier import Classifier
-from graft.config import Config
+from graft.config import Config, OnFinding
 from graft.diagnosis import read_diagnosis
 from graft.errors import RunError
 from graft.profiler.prediction import epoch_seconds
@@ -68,7 +68,8 @@ def test_a_rehearsal_that_fails_fails_no_run(
     said = "what cached features would save could not be judged: RunError: training diverged"
     assert said in capsys.readouterr().err
     (config,) = rehearsed
-    assert not config.debugger.enabled  # nothing of noise is a reason to stop
+    assert config.debugger.enabled  # it takes a tenth of a head's step
+    assert config.debugger.on_finding is OnFinding.report  # nothing of noise is a reason to stop
 
 
 def test_a_short_run_rehearses_nothing(tmp_path: Path) -> None:

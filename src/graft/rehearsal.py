@@ -17,7 +17,7 @@ from torch import nn
 from graft.artifacts import RunDirectory
 from graft.assembly import fit_classifier
 from graft.classifier import Classifier
-from graft.config import Config, changed
+from graft.config import Config, DebuggerBackend, OnFinding, changed
 from graft.diagnosis import failing_no_run
 from graft.features.cache import OK, Space
 from graft.features.extract import Extracted
@@ -52,7 +52,8 @@ def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Phot
     changes = {
         **{"features.enabled": True, "trainer.max_epochs": EPOCHS, "trainer.max_steps": -1},
         **{"trainer.patience": None, "trainer.progress": False, "profiler.torch_steps": 0},
-        "debugger.enabled": False,  # what noise teaches is nothing to record, and no reason to stop
+        # Recorded as the run is, which takes its time too; what noise teaches is no reason to stop.
+        **{"debugger.on_finding": OnFinding.report, "debugger.backend": DebuggerBackend.graft},
     }
     with tempfile.TemporaryDirectory(prefix="graft-rehearsal-") as folder:
         run = RunDirectory(Path(folder) / "run", "rehearsal")
