@@ -51,7 +51,7 @@ def drive(port: int, body: bytes, clients: int, seconds: float) -> Load:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         while time.perf_counter() - begun < seconds:
             asked = time.perf_counter()
-            status = post(connection, body)
+            status = _post(connection, body)
             own.statuses[status] += 1
             if status == "200":
                 own.milliseconds.append(1000 * (time.perf_counter() - asked))
@@ -71,7 +71,7 @@ def drive(port: int, body: bytes, clients: int, seconds: float) -> Load:
     return load
 
 
-def post(connection: http.client.HTTPConnection, body: bytes) -> str:
+def _post(connection: http.client.HTTPConnection, body: bytes) -> str:
     """The status of the answer, or the kind of error."""
     try:
         connection.request("POST", "/invocations", body, {"Content-Type": "image/jpeg"})

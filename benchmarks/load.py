@@ -134,7 +134,7 @@ def report(sent: list[Sent], memory: Memory, capacity: float) -> list[str]:
     rate = (len(sent) - 1) / seconds
     statuses = Counter(one.status for one in sent)
     late = [1000 * (one.over - one.due) for one in sent if one.status == "200"]
-    middle, last = (float(np.percentile(late, share)) for share in (50, 99))
+    middle, last = (float(np.percentile(late, share)) if late else float("nan") for share in (50, 99))
     growth = memory.growth()
     print(f"offered {rate:.1f}/s for {seconds:.0f} s: {dict(statuses)}")
     print(f"answered with 200: {len(late) / seconds:.1f}/s, p50 {middle:.0f} ms, p99 {last:.0f} ms")
@@ -142,6 +142,7 @@ def report(sent: list[Sent], memory: Memory, capacity: float) -> list[str]:
     wrong = {
         f"offered {rate / capacity:.2f} of the capacity, not 2": rate < 1.98 * capacity,
         "not every request was answered with 200 or 503": not set(statuses) <= set(ANSWERED),
+        "nothing was answered with 200": not late,
         f"p99 of {last:.0f} ms is beyond the deadline": last > 1000 * ServeConfig().deadline,
         f"memory grew by {growth:.1f} %": growth > MOST_GROWTH,
     }

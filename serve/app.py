@@ -48,7 +48,6 @@ class Service:
         load: gives the model, warmed and checked; runs in a thread once the server listens.
         model: what it gave. failure: why it gave none.
         deadline: seconds for a request. top_k: classes in an answer that does not ask for a number.
-        check: what is left to check of the model while it answers already; where it raises, it does so no more.
         begin_fetching: gives what gets the photos behind a request's addresses; None refuses them.
     """
 
@@ -57,7 +56,6 @@ class Service:
     limits: Limits
     deadline: float
     top_k: int = 5
-    check: Callable[[], None] | None = None
     begin_fetching: Callable[[], Fetch] | None = None
     model: Model | None = None
     failure: str | None = None
@@ -107,8 +105,7 @@ async def _load(service: Service) -> None:
     try:
         service.model = await asyncio.to_thread(service.load)
         _log.info("ready", extra={"fields": {"model": service.model.model_id, "seconds": time.perf_counter() - begun}})
-        if service.check is not None:
-            await asyncio.to_thread(service.check)
+        await asyncio.to_thread(service.model.check_remaining)
     except Exception as error:  # whatever it is, /ping has to tell it: nobody else waits for this task
         service.model, service.failure = None, str(error) or type(error).__name__
         _log.exception("the model cannot be served")

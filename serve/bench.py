@@ -6,6 +6,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from serve.checking import load_model
 from serve.reading import Limits, decode
 
 SECONDS = 3.0  # of each measurement
-SIDES = ((500, 375), (1150, 700), (4000, 3000))  # of photos from the web, and from a phone
+SIZES = ((500, 375), (1150, 700), (4000, 3000))  # of photos from the web, and from a phone
 LIMITS = Limits()
 
 
@@ -27,9 +28,8 @@ def bench(argv: Sequence[str]) -> None:
         square = np.zeros((1, side, side, 3), np.uint8)
         engine = milliseconds(lambda: model.predict(square))
         print(f"{bundle_of(arguments)}, {model.engine.precision}: {engine:.1f} ms a photo in the engine, all cores")
-        for size in SIDES:
-            data = drawn(size)
-            decoding = milliseconds(lambda data=data: decode(data, model.spec, LIMITS))  # type: ignore[misc]
+        for size in SIZES:
+            decoding = milliseconds(partial(decode, drawn(size), model.spec, LIMITS))
             whole = f"{1000 / (engine + decoding):.1f} photos/s one after the other"
             print(f"{size[0]} x {size[1]}: {decoding:.1f} ms to decode on one core; {whole}")
 

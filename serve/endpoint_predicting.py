@@ -14,7 +14,7 @@ from serve.endpoint_parity import invoke
 from serve.predicting import find_photos, tell
 from serve.reading import Limits, check_size, read_file
 from serve.refusals import Refusal
-from serve.remote import BusyError, Told, ask_all, read_answer, read_refusal
+from serve.remote import BUSY, BusyError, Told, ask_all, read_answer, read_refusal
 
 LIMITS = Limits()
 
@@ -51,7 +51,7 @@ def ask(photo: Path, endpoint: str, region: str) -> Told:
     except CloudError as error:
         if refused := _refusal(error):
             return refused
-        if _status(error) in (503, 504):
+        if _status(error) in BUSY:
             raise BusyError(str(error)) from error
         if code_of(error) == "ValidationError" and "not found" in message_of(error):
             raise CloudError(

@@ -33,7 +33,7 @@ def serve_locally(argv: Sequence[str]) -> None:
         loading = pool.submit(load_to_serve, arguments.config, bundle)
         from serve.server import run
 
-        run(arguments.config, loading.result, lambda: loading.result().check_remaining())
+        run(arguments.config, loading.result)
 
 
 def load_to_serve(config: ServeConfig, bundle: Path) -> ServedModel:

@@ -43,11 +43,11 @@ def archive_of_run(run_dir: Path, config: ServeConfig) -> Path:
         RunError: there is no bundle, or it cannot be packed so.
     """
     archive = run_dir / ARCHIVE
-    reason = _why_not_kept(archive, run_dir / "bundle", config) if archive.exists() else ""
-    if archive.exists() and not reason:
-        say(f"{archive} was packed from this run before; it is taken as it is")
-        return archive
-    if reason:
+    if archive.exists():
+        reason = _why_not_kept(archive, run_dir / "bundle", config)
+        if not reason:
+            say(f"{archive} was packed from this run before; it is taken as it is")
+            return archive
         say(f"{archive} is replaced: {reason}")
     pack_run(run_dir, archive, config)
     return archive

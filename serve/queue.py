@@ -38,6 +38,9 @@ class Model(Protocol):
     def predict(self, images: Pixels) -> list[Answer]:
         """Answers for uint8 [B, S, S, 3]."""
 
+    def check_remaining(self) -> None:
+        """Check what was left to check of it, while it answers already; raises where it must not go on."""
+
 
 class Queue:
     """Takes requests in, and their photos through decoding and the model.

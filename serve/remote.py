@@ -17,10 +17,11 @@ AT_ONCE = 4  # of one client: an endpoint of the smallest machine answers two at
 AHEAD = 8 * AT_ONCE  # photos that are asked about before the first of them is told
 
 TRIES = 5  # of a photo, where whoever is asked is busy
+BUSY = (503, 504)
 
 
 class BusyError(CloudError):
-    """There is no answer now, and may be one later: 503 or 504."""
+    """There is no answer now, and may be one later: a status of `BUSY`."""
 
 
 @dataclass(frozen=True)

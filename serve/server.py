@@ -36,16 +36,16 @@ FETCH_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 65
 
 
-def run(config: ServeConfig, load: Callable[[], Model], check: Callable[[], None]) -> None:
-    """Serve what `load` gives until SIGTERM or Ctrl-C; what is inside is answered first. `check`: see `Service`."""
+def run(config: ServeConfig, load: Callable[[], Model]) -> None:
+    """Serve what `load` gives until SIGTERM or Ctrl-C; what is inside is answered first."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    make_server(make_service(config, load, check), config.host, config.port).run()
+    make_server(make_service(config, load), config.host, config.port).run()
 
 
-def make_service(config: ServeConfig, load: Callable[[], Model], check: Callable[[], None]) -> Service:
-    """What answers; `load` is called once it listens, `check` once it answers."""
+def make_service(config: ServeConfig, load: Callable[[], Model]) -> Service:
+    """What answers; `load` is called once it listens."""
     layout = lay_out(config.mode.value, config.threads)
     limits = Limits(body=config.max_bytes, pixels=config.max_pixels, photos=config.max_photos)
     return Service(
@@ -54,7 +54,6 @@ def make_service(config: ServeConfig, load: Callable[[], Model], check: Callable
         limits=limits,
         deadline=config.deadline,
         top_k=config.top_k,
-        check=check,
         begin_fetching=_fetching(limits, config.url_hosts) if config.allow_url else None,
     )
 

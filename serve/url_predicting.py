@@ -15,13 +15,12 @@ from serve.arguments import read_arguments
 from serve.predicting import find_photos, tell
 from serve.reading import read_file
 from serve.refusals import Refusal
-from serve.remote import BusyError, Told, ask_all, read_answer, read_refusal
+from serve.remote import BUSY, BusyError, Told, ask_all, read_answer, read_refusal
 
 KEY = "url="
 INVOCATIONS = "/invocations"
 SECONDS = 60.0  # SageMaker's own limit of a request
 ACCEPTED = "http://HOST:PORT, https://HOST/PATH"
-BUSY = (503, 504)
 HEADERS = {"Content-Type": "application/octet-stream", "Accept": JSON}
 
 

@@ -14,9 +14,9 @@ CALIBRATION = 0.05  # expected calibration error: a probability says 5 points to
 LEAKED = 0.01  # of the photos of test that are in another split too
 WEAK_CLASS = 0.5  # a class recognised less than half as often as the photos on average
 DAMAGED = 0.01  # of all photos that could not be decoded
+EXPLODING = "exploding_gradient"
 # Debugger's rules that say the weights themselves are not sound.
-CLIPPED = "exploding_gradient"
-UNSOUND = ("nan_or_inf", CLIPPED)
+UNSOUND = ("nan_or_inf", EXPLODING)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _doubts(facts: Facts) -> Iterator[str]:
 def _unsound(facts: Facts, *, harmless: bool) -> Iterator[str]:
     """What rules say against the weights; what clipping has kept from them is harmless, and no more than a doubt."""
     for finding in facts.findings:
-        clipped = facts.clipped and finding.rule == CLIPPED
+        clipped = facts.clipped and finding.rule == EXPLODING
         if finding.rule in UNSOUND and clipped == harmless:
             yield f"{finding.rule}: {finding.seen}"
 

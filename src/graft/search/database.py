@@ -48,8 +48,8 @@ def _with_tables(url: str) -> RDBStorage:
     return RDBStorage(url)
 
 
-def requeue(engine: sqlalchemy.Engine, trial_id: int, begun: datetime) -> bool:
-    """Put a running trial back into the queue, without its owner; False where it is no longer the one that was seen.
+def requeue(engine: sqlalchemy.Engine, trial_id: int, begun: datetime) -> None:
+    """Put a running trial back into the queue, without its owner, unless it is no longer the one that was seen.
 
     Optuna reads and writes in two steps, between which another process may have put it back and begun it. Here the
     database compares: each time that a trial is begun, it has another time.
@@ -72,8 +72,6 @@ def requeue(engine: sqlalchemy.Engine, trial_id: int, begun: datetime) -> bool:
     nobody = update(attributes).where(attributes.c.trial_id == trial_id, attributes.c.key == "owner")
     with engine.begin() as connection:
         utc = begun.astimezone(UTC).replace(tzinfo=None)
-        if connection.execute(waiting, {"id": trial_id, "begun": utc}).rowcount != 1:
-            return False
-        # Whoever asks for it next has not signed it yet, and is not to be taken for the one who left it.
-        connection.execute(nobody.values(value_json="null"))
-    return True
+        if connection.execute(waiting, {"id": trial_id, "begun": utc}).rowcount == 1:
+            # Whoever asks for it next has not signed it yet, and is not to be taken for the one who left it.
+            connection.execute(nobody.values(value_json="null"))
