@@ -19,7 +19,7 @@ MAX_FILES = 1000
 MAX_BYTES = 4 * 10**9  # unpacked; the largest network of torchvision takes 2.6 GB in fp32
 
 # The handler and all that it imports on an exported engine; a test runs it with nothing else beside it.
-GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "locks", "novelty", "storage")
+GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "locks", "novelty", "openvino_core", "storage")
 SERVE_CODE = ("__init__", "answers", "engines", "handler", "model", "reading", "refusals")
 PACKAGES = ("filelock", "numpy", "opencv-python-headless", "openvino", "pillow", "safetensors", "simplejpeg")
 ENTRY = '''"""What SageMaker's toolkit loads: the handler, with its code beside it.

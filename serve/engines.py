@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -12,14 +10,13 @@ from numpy.typing import NDArray
 
 from graft.artifacts import EXPORTED_NETWORK
 from graft.errors import ConfigError, RunError
+from graft.openvino_core import UNBOUND, core, has_bf16
 
 if TYPE_CHECKING:
     import openvino as ov
 
 Pixels = NDArray[np.uint8]  # [B, S, S, 3], RGB
 Vectors = NDArray[np.float32]
-# Threads are bound to the first cores otherwise, those of every process to the same: AWS's stack starts two.
-UNBOUND = {"ENABLE_CPU_PINNING": "NO"}
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of the parts that int8 leaves in floating point
 
 
@@ -94,32 +91,16 @@ def offered(path: Path, exported: str, precision: str) -> str:
     return exported if exported == "int8" else precision
 
 
-def _openvino() -> ModuleType:
-    """OpenVINO without its conversion tool, which takes 0.1 s to import and reports its use to its makers meanwhile."""
-    tool = "openvino.tools.ovc"
-    if "openvino" not in sys.modules:
-        sys.modules[tool] = None  # type: ignore[assignment]  # importing it fails, for which openvino is prepared
-    import openvino
-
-    if sys.modules.get(tool, openvino) is None:
-        del sys.modules[tool]  # the tool itself stays importable
-    found: ModuleType = openvino
-    return found
-
-
 class OpenVinoEngine:
     """OpenVINO on the CPU; calls at the same time have a request each, which later calls use again."""
 
     def __init__(self, network: Path, precision: str, threads: int | None, streams: int) -> None:
-        core = _openvino().Core()
-        # bf16 only where the processor computes in it: elsewhere it is slower than fp32 (0.7 to 0.8 times).
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = precision if precision != "auto" else "bf16" if has_bf16 else "fp32"
+        self.precision = precision if precision != "auto" else "bf16" if has_bf16() else "fp32"
         options = {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "NUM_STREAMS": str(streams), **UNBOUND}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            self._compiled = core.compile_model(network, "CPU", options)
+            self._compiled = core().compile_model(network, "CPU", options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RunError(f"{network} cannot be read ({reason}); pack the run again") from error

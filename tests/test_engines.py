@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from graft import openvino_core
 from graft.environment import available_cores, describe_environment
 from graft.features import engines
 from graft.features.engines import Engine, Normalised, TorchEngine, fold_batchnorm, make_engine, resolve
@@ -262,7 +263,7 @@ class TestResolve:
 
         capabilities = ["FP32", "BF16"] if says("openvino") else ["FP32", "INT8"]
         core = SimpleNamespace(get_property=lambda device, name: capabilities)
-        monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core))
+        monkeypatch.setattr(openvino_core, "core", lambda: core)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: says("cpu"))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: says("cuda"))
         assert resolve(engine, "auto", device)[1] == ("bf16" if truth else "fp32")

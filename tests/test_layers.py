@@ -35,6 +35,7 @@ LAYERS = {
         "doubts",
         "budget",
         "signals",
+        "openvino_core",
     },
     1: {"transforms", "model", "weights", "optim", "predictor", "processes"},
     2: {"data", "features", "classifier", "evaluate", "metrics", "debugger", "profiler"},

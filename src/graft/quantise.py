@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graft.data.folder import Folder, Split
 from graft.errors import DataError, RunError
 from graft.images import ImageError, InputSpec, Pixels, render
+from graft.openvino_core import core
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -121,9 +122,7 @@ def images_of(split: Split, most: int, spec: InputSpec) -> Iterator[tuple[int, P
 
 def classify(model: ov.Model) -> Callable[[Pixels], int]:
     """The network as a function from one square to the index of its likeliest class."""
-    import openvino as ov
-
-    request = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    request = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
 
     def answer(image: Pixels) -> int:
         logits: NDArray[np.float32] = request.infer({0: image[np.newaxis]})[0]

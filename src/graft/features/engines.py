@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from graft import openvino_core
 from graft.environment import available_cores
+from graft.openvino_core import UNBOUND, core
 from graft.transforms import normalise
 
 Pixels = NDArray[np.uint8]  # [B, S, S, 3]
@@ -103,12 +105,11 @@ class OpenVinoEngine:
         hints = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
-            # Threads are bound to the first cores otherwise, those of every process to the same.
-            "ENABLE_CPU_PINNING": "NO",
+            **UNBOUND,
         }
         if "LOCAL_WORLD_SIZE" in os.environ:  # each process of several would take all cores
             hints["INFERENCE_NUM_THREADS"] = str(available_cores())
-        self._queue = ov.AsyncInferQueue(ov.Core().compile_model(model, "CPU", hints), 0)
+        self._queue = ov.AsyncInferQueue(core().compile_model(model, "CPU", hints), 0)
         # The output tensor is used again for a later batch, so what is received is a copy.
         self._queue.set_callback(lambda request, tag: receive(tag, request.get_output_tensor(0).data.copy()))
 
@@ -186,9 +187,7 @@ def fold_batchnorm(backbone: nn.Module) -> nn.Module:
 
 def _has_bf16(engine: str, device: str) -> bool:
     if engine == "openvino":
-        import openvino as ov
-
-        return "BF16" in list(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        return openvino_core.has_bf16()
     if device != "cpu":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())
