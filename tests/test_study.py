@@ -21,6 +21,7 @@ from graft.command import Spread
 from graft.environment import describe_environment
 from graft.errors import ConfigError, RunError
 from graft.search import study as module
+from graft.search.database import told_when_lost
 from graft.search.importance import importances, says_something
 from graft.search.owners import is_running, this_process
 from graft.search.sampling import portion, startup
@@ -311,6 +312,19 @@ def test_two_processes_share_a_postgresql_study(tmp_path: Path, postgres: Postgr
 
 
 @pytest.mark.slow
+def test_a_database_that_is_lost_meanwhile_is_told_in_a_line(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        study = open_study(tmp_path, storage=server.url, trials=3)
+        (trial,) = study.claim(1)
+    url = server.url.replace("graft@", "graft:s3cret@")
+    for step in (study.records, lambda: study.claim(1), lambda: study.tell(trial.number, Outcome("ok", 0.5))):
+        with pytest.raises(RunError) as told, told_when_lost(url):
+            step()
+        assert str(told.value).startswith(f"search.storage={server.url.replace('graft@', 'graft:***@')} was lost: ")
+        assert str(told.value).endswith("trials that have ended are kept there, the same command goes on")
+    study.close()
+
+
 def test_what_a_killed_process_left_in_postgresql_is_done_by_the_other(tmp_path: Path, postgres: Postgres) -> None:
     killed = worker(tmp_path / "a", storage=postgres.url, study="killed", trials=30, seconds=0.5)
     study = open_study(tmp_path, storage=postgres.url, study="killed", trials=30)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from graft.environment import without_passwords
-from graft.errors import ConfigError
+from graft.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -28,12 +29,42 @@ def open_database(url: str) -> RDBStorage:
     try:
         return _with_tables(url)
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
         message = (
-            f"search.storage={url} cannot be opened: {reason}; accepted is an Optuna URL such as "
+            f"search.storage={url} cannot be opened: {_reason(error)}; accepted is an Optuna URL such as "
             "postgresql+psycopg://USER@HOST/DATABASE"
         )
         raise ConfigError(without_passwords(message)) from None  # whose traceback would tell it
+
+
+@contextmanager
+def told_when_lost(url: str | None) -> Iterator[None]:
+    """A line, and no traceback, where a database is lost meanwhile.
+
+    Args:
+        url: of the database; None, a journal, changes nothing.
+
+    Raises:
+        RunError: it was lost; the message does not tell the password.
+    """
+    if url is None:
+        yield
+        return
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        message = (
+            f"search.storage={url} was lost: {_reason(error)}; trials that have ended are kept there, the same command "
+            "goes on"
+        )
+        raise RunError(without_passwords(message)) from None  # whose traceback would tell it
+
+
+def _reason(error: Exception) -> str:
+    # Optuna's own says which step failed; what it was raised from says why.
+    return " ".join(str(error.__cause__ or error).split())[:300]
 
 
 def _with_tables(url: str) -> RDBStorage:

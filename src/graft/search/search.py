@@ -19,6 +19,7 @@ from graft.fit import quiet_lightning
 from graft.report.page import make_report
 from graft.search.advice import Epochs, Gain, Skew, best_number, epoch_advice, skew
 from graft.search.board import Board
+from graft.search.database import told_when_lost
 from graft.search.files import best_overrides, write_trials
 from graft.search.importance import Importance, importances
 from graft.search.joint import HeadTrials, train_together
@@ -93,7 +94,12 @@ def search(
     started = time.perf_counter() if started is None else started
     quiet_lightning()
     run_dir = local_path(config.run_dir, "run_dir")
-    with exit_when_told(), closing(open_study(config, space, run_dir)) as study, study.alive():
+    with (
+        exit_when_told(),
+        told_when_lost(config.search.storage),
+        closing(open_study(config, space, run_dir)) as study,
+        study.alive(),
+    ):
         write_text(run_dir / "config.yaml", to_yaml(_without_storage(config)))
         trials = HeadTrials(config) if train_together(config, space) else RunTrials(config, run_dir, train)
         try:
