@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from graft.launcher.requests import endpoint_config_request, endpoint_request, model_request
@@ -76,12 +78,18 @@ time.sleep(60)
     assert archived(aws, "out/long/output/model.tar.gz") == ["weights"]
 
 
+def commands(processes: Iterable[psutil.Process]) -> Iterator[str]:
+    for process in processes:
+        with suppress(psutil.Error):  # it has ended since
+            yield " ".join(process.cmdline())
+
+
 def test_a_job_is_stopped_once_and_its_processes_with_it(aws: LocalAws) -> None:
     script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(61)'])"
     client = aws.client("sagemaker")
     client.create_training_job(**script_request(aws, "stopped", script))
     machine = aws.sagemaker.training_jobs["stopped"]
-    wait_for(lambda: any("time.sleep(61)" in " ".join(p.cmdline()) for p in machine.processes()))
+    wait_for(lambda: any("time.sleep(61)" in command for command in commands(machine.processes())))
     client.stop_training_job(TrainingJobName="stopped")
     assert wait(client, "stopped")["SecondaryStatus"] == "Stopped"
     assert machine.processes() == []
