@@ -1,8 +1,8 @@
 """The four functions of SageMaker's serving toolkits, on an exported model: no torch, Lightning, Hydra or boto3.
 
-`transform_fn` does what the four do one after the other, and turns a refusal into the status and the body that a
-client is to get: the toolkit would answer 500 with a traceback, as it would where something fails. Settings come from the environment, for that is what
-an endpoint can be given: GRAFT_SERVE_ENGINE, GRAFT_SERVE_PRECISION, GRAFT_SERVE_THREADS, GRAFT_SERVE_TOP_K.
+`transform_fn` does what the four do one after the other, and turns a refusal or a fault into the status and the body
+that a client is to get: the toolkit would answer 500 with a traceback. Settings come from the environment, for that is
+what an endpoint can be given: GRAFT_SERVE_ENGINE, GRAFT_SERVE_PRECISION, GRAFT_SERVE_THREADS, GRAFT_SERVE_TOP_K.
 """
 
 from __future__ import annotations
