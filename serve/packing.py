@@ -131,10 +131,14 @@ def photos_of(run_dir: Path, manifest: Manifest) -> str:
     Earlier releases wrote into a job's manifest where its machine had the photos; the fetched config.yaml has the place
     that the user gave. Where none of them is there, it is the manifest's.
     """
-    told = [manifest.data["root"], *(_root_in(folder / "config.yaml") for folder in (run_dir, run_dir.parent))]
-    return next((root for root in told if root and (is_remote(root) or Path(root).is_dir())), manifest.data["root"])
+    of_manifest: str = manifest.data["root"]
+    told = [of_manifest, *(_root_in(folder / "config.yaml") for folder in (run_dir, run_dir.parent))]
+    return next((root for root in told if root and (is_remote(root) or Path(root).is_dir())), of_manifest)
 
 
 def _root_in(path: Path) -> str | None:
     """data.root of a config.yaml; None where there is no such file."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["root"] if path.exists() else None
+    if not path.exists():
+        return None
+    root: str | None = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["root"]
+    return root
