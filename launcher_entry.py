@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 STARTED = time.perf_counter()
@@ -18,11 +19,11 @@ sys.path.insert(0, str(HERE / "src"))
 # See train.py. Must be set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from graft.artifacts import read_state  # noqa: E402
+from graft.artifacts import read_manifest, read_state, write_manifest  # noqa: E402
 from graft.command import SearchLine  # noqa: E402
 from graft.config import Config  # noqa: E402
 from graft.launcher.container import run_job, tell  # noqa: E402
-from graft.launcher.job import Entry  # noqa: E402
+from graft.launcher.job import JOB_FILE, Entry, read_job  # noqa: E402
 from graft.storage import write_atomic  # noqa: E402
 
 
@@ -68,10 +69,15 @@ def _freeze_imports() -> None:
 
 
 def _provide(bundle: Path, model: Path) -> None:
-    """Put what `python -m serve pack` would archive into the folder that the service archives."""
+    """Put what `python -m serve pack` would archive into the folder that the service archives.
+
+    Its manifest names the photos by the place that the user gave, not by the one that this machine had them at.
+    """
     from graft.export import export
     from serve.archive import code_files
 
+    manifest, root = read_manifest(bundle), read_job(HERE / JOB_FILE).values["data.root"]
+    write_manifest(bundle, replace(manifest, data={**manifest.data, "root": root}))
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / "model"
         export(bundle, exported)

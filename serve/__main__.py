@@ -19,7 +19,7 @@ USAGE = """python -m serve COMMAND ...
   bench [bundle=PATH]                         how long a photo takes here: to decode, and in the engine
   deploy run_dir=RUN endpoint=NAME            an endpoint of SageMaker; serve.plan=true says what that costs
   predict PHOTO... endpoint=NAME [--json]     what it says of photos
-  list                                        what of this project costs money, how old it is, dollars so far
+  list                                        what of this project is billed by the hour, how old it is, dollars
   delete endpoint=NAME                        the endpoint and all that belongs to it
 
 PATH is a run's bundle/ or a model.tar.gz; without it, the latest of runs/. Every command takes serve.KEY=VALUE

@@ -28,7 +28,7 @@ from serve.metrics import CONTENT_TYPE
 from serve.openapi import describe
 from serve.queue import Model, Queue
 from serve.reading import Fetch, Limits, check_size
-from serve.refusals import Refusal
+from serve.refusals import Failure, Refusal
 
 PAGE = Path(__file__).parent / "page"
 # The page's own files and photos that it shows from memory; nothing from elsewhere, and nobody frames it.
@@ -227,7 +227,7 @@ async def refuse_route(request: Request, error: HTTPException) -> Response:
 
 async def fail(request: Request, error: Exception) -> Response:
     """The response for a fault of the server: no word of what it was; the log has it."""
-    return _refuse(request, Refusal(500, "the server failed", "try again, or tell who runs it"))
+    return _refuse(request, Failure())
 
 
 def _refuse(request: Request, refusal: Refusal) -> Response:

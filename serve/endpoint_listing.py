@@ -1,4 +1,4 @@
-"""`python -m serve list`: everything of this project that costs money, how old it is, and dollars so far."""
+"""`python -m serve list`: everything of this project that is billed by the hour, how old it is, and dollars so far."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from graft.config import LauncherConfig
 from graft.errors import CloudError
 from graft.launcher.calls import client, explained
 from graft.launcher.listing import in_words, list_jobs, usd_so_far
@@ -43,7 +44,7 @@ class Costing:
 
 
 def show(argv: Sequence[str]) -> None:
-    """Print what costs money in the region.
+    """Print what is billed by the hour in the region, what endpoints left there, and where files are kept in S3.
 
     Raises:
         CloudError: AWS cannot be asked.
@@ -52,10 +53,19 @@ def show(argv: Sequence[str]) -> None:
     region = arguments.region
     prices = read_prices(local_path(arguments.config.features.cache_dir, "features.cache_dir"))
     found = [*list_endpoints(region, prices), *list_running_jobs(region, prices), *list_left_over(region)]
-    if not found:
-        print(f"nothing of graft costs money in {region}: no endpoint, no running job")
-        return
-    _print_table(found, region, prices)
+    if found:
+        _print_table(found, region, prices)
+    else:
+        print(f"nothing of graft is billed by the hour in {region}: no endpoint, no running job")
+    print(in_storage(arguments.config.launcher))
+
+
+def in_storage(account: LauncherConfig) -> str:
+    """Where files are kept that nobody removes by itself, and which are billed as S3 storage."""
+    place = "launcher.bucket (not set here)"
+    if account.bucket:
+        place = "/".join(["s3:/", account.bucket, *filter(None, [account.prefix.strip("/")]), ""])
+    return f"not counted: S3 storage; files of jobs and of endpoints that are not deleted lie in {place}"
 
 
 def list_endpoints(region: str, prices: Prices) -> Iterator[Costing]:
@@ -137,7 +147,7 @@ def _print_table(found: Sequence[Costing], region: str, prices: Prices) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"what costs money in {region}", title_justify="left")
+    table = Table(title=f"what is billed in {region}, but for S3 storage", title_justify="left")
     for column in ("what", "name", "state", "machines", "age", "so far", "ends"):
         table.add_column(column, overflow="fold")
     for row in found:

@@ -1,12 +1,13 @@
 """The four functions of SageMaker's serving toolkits, on an exported model: no torch, Lightning, Hydra or boto3.
 
-`transform_fn` does what the four do one after the other, and turns a refusal into the status and the body that a
-client is to get: the toolkit would answer 500 with a traceback. Settings come from the environment, for that is what
-an endpoint can be given: GRAFT_SERVE_ENGINE, GRAFT_SERVE_PRECISION, GRAFT_SERVE_THREADS, GRAFT_SERVE_TOP_K.
+`transform_fn` does what the four do one after the other, and turns a refusal or a fault into the status and the body
+that a client is to get: the toolkit would answer 500 with a traceback. Settings come from the environment, for that is
+what an endpoint can be given: GRAFT_SERVE_ENGINE, GRAFT_SERVE_PRECISION, GRAFT_SERVE_THREADS, GRAFT_SERVE_TOP_K.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -19,12 +20,13 @@ from graft.errors import ConfigError
 from serve.answers import Answer, write_answer
 from serve.model import ServedModel
 from serve.reading import Limits, Photos, decode, read_entries
-from serve.refusals import Refusal
+from serve.refusals import Failure, Refusal
 
 Body = bytes | bytearray | str | None  # None: TorchServe has taken a form apart
 
 LIMITS = Limits()
 TOP_K = 5
+_log = logging.getLogger("graft.serve")
 
 
 def model_fn(model_dir: str | Path, context: Any = None) -> ServedModel:
@@ -81,7 +83,10 @@ def transform_fn(
     accept: str | None,
     context: Any,
 ) -> tuple[bytes, str]:
-    """Answer a request of the toolkit; a refusal sets the status of its `context` and is the body."""
+    """Answer a request of the toolkit; a refusal sets the status of its `context` and is the body.
+
+    So does a fault, as 500: no word of what it was; the log has it.
+    """
     started = time.perf_counter()
     try:
         photos = input_fn(request_body, content_type)
@@ -89,8 +94,16 @@ def transform_fn(
         taken = 1000 * (time.perf_counter() - started)
         return write_answer(answers, accept, _top_k(), taken, model.model_id, many=photos.listed)
     except Refusal as refusal:
-        context.set_response_status(code=refusal.status, phrase="refused")
-        return refusal.body(), "application/json"
+        return _refused(refusal, context)
+    except Exception:
+        # Whatever it is: what leaves this function is sent to the client with its traceback by TorchServe.
+        _log.exception("the request failed")
+        return _refused(Failure(), context)
+
+
+def _refused(refusal: Refusal, context: Any) -> tuple[bytes, str]:
+    context.set_response_status(code=refusal.status, phrase="refused")
+    return refusal.body(), "application/json"
 
 
 def _bytes(body: Body) -> bytes:

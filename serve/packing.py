@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from graft.artifacts import Manifest, read_manifest
 from graft.config import ServeConfig, ServingPrecision
 from graft.errors import ConfigError, RunError
+from graft.storage import is_remote
 from graft.terminal import progress_bar, say
 from serve.archive import code_files, opened, write_archive
 from serve.arguments import read_arguments
@@ -96,7 +99,7 @@ def pack_run(run_dir: Path, archive: Path, config: ServeConfig) -> None:
     int8 = config.precision is ServingPrecision.int8
     with tempfile.TemporaryDirectory(prefix="graft-pack-") as temporary:
         folder = Path(temporary) / "model"
-        export(run_dir / "bundle", folder, partial(_quantised, config) if int8 else None)
+        export(run_dir / "bundle", folder, partial(_quantised, run_dir, config) if int8 else None)
         model = ServedModel.load(folder, engine="openvino", precision="int8" if int8 else "fp32")
         difference = model.check_parity()
         write_archive(folder, archive)
@@ -109,14 +112,33 @@ def pack_run(run_dir: Path, archive: Path, config: ServeConfig) -> None:
         print(f"int8 loses {in_words(figures)}")
 
 
-def _quantised(config: ServeConfig, model: ov.Model, manifest: Manifest) -> Quantised:
+def _quantised(run_dir: Path, config: ServeConfig, model: ov.Model, manifest: Manifest) -> Quantised:
     """The network in int8, calibrated and judged on the photos of the run."""
     from graft.data.folder import scan
     from graft.data.stores import open_store
     from graft.quantise import quantise, steps
 
-    folder = scan(open_store(manifest.data["root"], "data.root"))
+    folder = scan(open_store(photos_of(run_dir, manifest), "data.root"))
     with progress_bar("int8", steps(folder, config.int8_photos)) as advance:
         return quantise(
             model, folder, manifest.input, photos=config.int8_photos, margin=config.int8_margin, advance=advance
         )
+
+
+def photos_of(run_dir: Path, manifest: Manifest) -> str:
+    """Where the photos of a run are: as its manifest says, else as its config.yaml or that of its search does.
+
+    Earlier releases wrote into a job's manifest where its machine had the photos; the fetched config.yaml has the place
+    that the user gave. Where none of them is there, it is the manifest's.
+    """
+    of_manifest: str = manifest.data["root"]
+    told = [of_manifest, *(_root_in(folder / "config.yaml") for folder in (run_dir, run_dir.parent))]
+    return next((root for root in told if root and (is_remote(root) or Path(root).is_dir())), of_manifest)
+
+
+def _root_in(path: Path) -> str | None:
+    """data.root of a config.yaml; None where there is no such file."""
+    if not path.exists():
+        return None
+    root: str | None = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["root"]
+    return root

@@ -26,3 +26,10 @@ class Refusal(Exception):
         """The answer's body, UTF-8 JSON: {"error": {"status", "problem", "accepted"}}."""
         error = {"status": self.status, "problem": self.problem, "accepted": self.accepted}
         return json.dumps({"error": error}).encode()
+
+
+class Failure(Refusal):
+    """A fault of the server, as a client may know it: no word of what it was."""
+
+    def __init__(self) -> None:
+        super().__init__(500, "the server failed", "try again, or tell who runs it")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from graft.artifacts import read_manifest
 from graft.launcher import calls
 from graft.launcher.ticket import Ticket, read_ticket
+from serve.packing import pack
 from tests.aws.client import HERE, IMAGE, send_photos
 from tests.aws.server import BUCKET, LocalAws, running_aws
 from tests.conftest import TOOLKIT
@@ -61,6 +63,10 @@ def test_one_word_moves_a_run_to_the_cloud(tmp_path: Path, photos: str) -> None:
     assert (run / "bundle" / "model.safetensors").exists()
     assert "; billed: " in (run / "report.html").read_text()
     assert f"root: {photos}" in (run / "config.yaml").read_text()
+    # Not where the job's machine had them: int8 is calibrated on them here.
+    assert read_manifest(run / "bundle").data["root"] == photos
+    pack([f"run_dir={run}", "serve.precision=int8", "serve.int8_photos=8", "serve.int8_margin=100"])
+    assert (run / "model.tar.gz").exists()
 
 
 @pytest.mark.usefixtures("account")
@@ -121,7 +127,7 @@ def test_a_whole_search_is_one_job(tmp_path: Path, photos: str) -> None:
     assert "trials: 3, 3 ok" in err  # the job's own summary, in its log
     run = tmp_path / "run"
     assert {trial["state"] for trial in json.loads((run / "study.json").read_text())["trials"]} == {"ok"}
-    assert (run / "best" / "bundle" / "manifest.json").exists()
+    assert read_manifest(run / "best" / "bundle").data["root"] == photos
     assert f"next: python train.py overrides_from={run}/best.yaml" in err
     assert (run / "best.yaml").exists()
     for page in (run / "report.html", run / "best" / "report.html"):

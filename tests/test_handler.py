@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -87,6 +88,30 @@ def test_a_refusal_is_a_status_and_words(model: ServedModel, body: bytes, kind: 
     assert error["problem"]
     assert error["accepted"]
     assert b"Traceback" not in answer
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Exception from src/inference/infer_request.cpp:223"), MemoryError()])
+def test_a_fault_is_told_to_the_log_and_not_to_the_client(
+    model: ServedModel,
+    packed_run: Path,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(model.engine, "run", mock.Mock(side_effect=error))
+    context = Context()
+    photo = photos_of(packed_run)[0][0].read_bytes()
+    body, kind = transform_fn(model, photo, "image/jpeg", "*/*", context)
+    assert (context.status, kind) == (500, "application/json")
+    # To the letter, so that nothing of the fault is in it; our own server's test says the same.
+    assert json.loads(body) == {
+        "error": {"status": 500, "problem": "the server failed", "accepted": "try again, or tell who runs it"}
+    }
+    (record,) = caplog.records
+    assert record.getMessage() == "the request failed"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    assert "Traceback" in caplog.text
 
 
 def test_an_answer_that_nobody_can_read_is_refused(model: ServedModel, packed_run: Path) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.torchserve import ENVIRONMENT
 from graft.launcher.requests import endpoint_config_request, endpoint_request, model_request
+from serve.archive import unpack
 from tests.aws.account import upload
 from tests.aws.client import HERE, log_lines, script_request, wait
 from tests.aws.server import BUCKET, LocalAws, running_aws
@@ -241,6 +243,38 @@ def test_an_endpoint_of_awss_image_is_awss_stack(aws: LocalAws, packed_run: Path
     client.delete_endpoint(EndpointName="stack")
     logs = aws.client("logs").filter_log_events(logGroupName="/aws/sagemaker/Endpoints/stack")["events"]
     assert any("TorchServe" in event["message"] or "Torchserve" in event["message"] for event in logs)
+
+
+def test_an_endpoint_of_awss_image_is_answered_by_the_code_in_its_archive(
+    aws: LocalAws, packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    unpack(packed_run / "model.tar.gz", tmp_path / "model")
+    # Not this checkout's: its answers say so.
+    answers = tmp_path / "model" / "code" / "serve" / "answers.py"
+    answers.write_text(answers.read_text().replace('"predictions"', '"told by the archive"'))
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz", compresslevel=1) as tar:
+        tar.add(tmp_path / "model", ".")
+    client, runtime = aws.client("sagemaker"), aws.client("sagemaker-runtime")
+    image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312"
+    place = f"s3://{BUCKET}/alone/model.tar.gz"
+    upload(aws.url, tmp_path / "model.tar.gz", place)
+    top = {"GRAFT_SERVE_TOP_K": "2"}
+    client.create_model(**model_request(replace(HERE, image=image), "alone", place, environment=top))
+    client.create_endpoint_config(**endpoint_config_request(HERE, "alone", "alone"))
+    client.create_endpoint(**endpoint_request(HERE, "alone", "alone"))
+    client.get_waiter("endpoint_in_service").wait(EndpointName="alone", WaiterConfig={"Delay": 1})
+    photo = sorted((packed_run.parent / "photos" / "test" / "class_1").iterdir())[0].read_bytes()
+    answer = runtime.invoke_endpoint(EndpointName="alone", Body=photo, ContentType="image/jpeg")
+    told = json.loads(answer["Body"].read())["told by the archive"]
+    assert (told[0]["label"], len(told)) == ("class_1", 2)
+    with pytest.raises(runtime.exceptions.ModelError, match=r"client error \(415\) from all"):
+        runtime.invoke_endpoint(EndpointName="alone", Body=b"abc", ContentType="text/html")
+    client.delete_endpoint(EndpointName="alone")
+    logs = aws.client("logs").filter_log_events(logGroupName="/aws/sagemaker/Endpoints/alone")["events"]
+    assert any("/model/code/inference.py answers" in event["message"] for event in logs)
+    client.delete_endpoint_config(EndpointConfigName="alone")
+    client.delete_model(ModelName="alone")
 
 
 def test_an_endpoint_whose_container_ends_has_failed(aws: LocalAws, packed_run: Path) -> None:

@@ -28,7 +28,7 @@ from serve.archive import opened, unpack, write_archive
 from serve.arguments import read_arguments
 from serve.engines import load_engine
 from serve.model import ServedModel, check_parity, softmax
-from serve.packing import archive_of_run
+from serve.packing import archive_of_run, photos_of
 from tests.cores import bound_threads
 
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "hydra", "omegaconf", "boto3", "botocore", "optuna")
@@ -190,6 +190,23 @@ def with_export(archive: Path, **changes: Any) -> None:
         assert manifest.export is not None
         write_manifest(folder, replace(manifest, export=replace(manifest.export, **changes)))
         write_archive(folder, archive)
+
+
+def test_photos_are_where_the_user_said_though_the_job_that_trained_had_them_elsewhere(
+    packed_run: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(packed_run / "bundle")
+    photos = manifest.data["root"]
+    assert photos_of(packed_run, manifest) == photos
+    of_job = replace(manifest, data={**manifest.data, "root": "/opt/ml/input/data/photos"})
+    assert photos_of(packed_run, of_job) == photos
+    best = tmp_path / "search" / "best"
+    best.mkdir(parents=True)
+    assert photos_of(best, of_job) == "/opt/ml/input/data/photos"  # what is looked for, where nothing is there
+    # Of a search that was a job, the best run's own file came from the job too.
+    (best / "config.yaml").write_text("data:\n  root: /opt/ml/input/data/photos\n")
+    (tmp_path / "search" / "config.yaml").write_text("data:\n  root: s3://b/photos\n")
+    assert photos_of(best, of_job) == "s3://b/photos"
 
 
 INT8 = {"precision": "int8", "figures": {"points_lost": 0.4, "calibration_photos": 48.0}}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from graft.artifacts import Export, network_digest, read_manifest, read_tensors
+from graft.artifacts import Export, network_digest, read_manifest, read_tensors, write_manifest
 from graft.data.folder import scan
 from graft.errors import RunError
 from graft.export import export
@@ -63,6 +65,20 @@ def test_int8_is_packed_only_within_the_margin(
         assert read_manifest(folder).export == Export(
             "int8", network_digest(folder), version("openvino"), {**FIGURES, "calibration_photos": 4.0}
         )
+
+
+def test_a_run_that_a_job_trained_is_packed_with_the_photos_of_its_configuration(
+    packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft.quantise.compare", lambda *_: FIGURES)
+    monkeypatch.setattr("nncf.quantize", lambda model, *_, **__: model)
+    shutil.copytree(packed_run / "bundle", tmp_path / "run" / "bundle")
+    shutil.copy(packed_run / "config.yaml", tmp_path / "run")
+    manifest = read_manifest(tmp_path / "run" / "bundle")
+    data = {**manifest.data, "root": "/opt/ml/input/data/photos"}
+    write_manifest(tmp_path / "run" / "bundle", replace(manifest, data=data))
+    pack([f"run_dir={tmp_path / 'run'}", "serve.precision=int8", "serve.int8_photos=4", "serve.int8_margin=1"])
+    assert (tmp_path / "run" / "model.tar.gz").exists()
 
 
 def test_accuracies_are_counted_on_the_same_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import csv
 import http.client
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,22 @@ from serve.archive import ENTRY, unpack
 from tests.test_inputs import ANY, INPUTS, documented, mutations
 
 pytestmark = pytest.mark.torchserve
-# The limits that tests/test_inputs.py is about; all else is as it was packed.
-SMALL_LIMITS = """
+# The limits that tests/test_inputs.py is about, and something on which the engine fails; all else is as it was packed.
+CHANGED = """
 from serve import handler
 from serve.reading import Limits
 
 handler.LIMITS = Limits(body=100_000, pixels=1_000_000, frames=3, photos=4)
+predict = handler.predict_fn
+
+
+def predict_or_fail(photos, model):
+    if b"fail" in photos:
+        raise RuntimeError("an engine's own words")
+    return predict(photos, model)
+
+
+handler.predict_fn = predict_or_fail
 """
 
 
@@ -31,7 +42,7 @@ handler.LIMITS = Limits(body=100_000, pixels=1_000_000, frames=3, photos=4)
 def stack(packed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     base = tmp_path_factory.mktemp("opt-ml")
     unpack(packed_run / "model.tar.gz", base / "model")
-    (base / "model" / "code" / "inference.py").write_text(ENTRY + SMALL_LIMITS)
+    (base / "model" / "code" / "inference.py").write_text(ENTRY + CHANGED)
     with running_stack(base, Path(os.environ[ENVIRONMENT])) as started:
         yield started
 
@@ -82,6 +93,16 @@ def test_boto3_is_told_what_was_wrong(stack: Stack) -> None:
     with pytest.raises(client.exceptions.ClientError) as caught:
         client.invoke_endpoint(EndpointName="dogs", ContentType="text/plain", Body=b"x")
     assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 415
+
+
+def test_a_fault_is_told_to_the_log_alone(stack: Stack) -> None:
+    status, body = ask(stack, b"fail", "application/octet-stream")
+    assert (status, json.loads(body)["error"]["problem"]) == (500, "the server failed")
+    assert b"Traceback" not in body
+    until = time.monotonic() + 10
+    while "RuntimeError: an engine's own words" not in stack.log.read_text():
+        assert time.monotonic() < until, stack.log.read_text()
+        time.sleep(0.1)
 
 
 def runtime(stack: Stack) -> Any:

@@ -1,18 +1,17 @@
-"""What answers for an endpoint: our own server or AWS's PyTorch stack, as a process on the unpacked model."""
+"""What answers for an endpoint, as a process on the unpacked model: its own code, AWS's PyTorch stack or our server."""
 
 from __future__ import annotations
 
 import http.client
 import os
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.torchserve import ENVIRONMENT, running_stack
+from benchmarks.torchserve import ENVIRONMENT, free_ports, running_stack
 from tests.aws.process import Job
 
 LONGEST_START_S = 240.0
@@ -24,8 +23,13 @@ Container = Callable[[Path, Mapping[str, str], Callable[[str], None], threading.
 
 
 def container_of(image: str) -> Container:
-    """What stands for an image: AWS's own stack for its PyTorch images, where that is installed; else our server."""
-    return pytorch_stack if "pytorch-inference" in image and ENVIRONMENT in os.environ else own_server
+    """What stands for an image: our server, but for AWS's PyTorch images.
+
+    Those are the code in the archive: in AWS's own stack where that is installed, else alone.
+    """
+    if "pytorch-inference" not in image:
+        return own_server
+    return pytorch_stack if ENVIRONMENT in os.environ else archive_code
 
 
 @contextmanager
@@ -48,26 +52,52 @@ def own_server(
     base: Path, environment: Mapping[str, str], tell: Callable[[str], None], deleted: threading.Event
 ) -> Iterator[int]:
     """The entrypoint of our own container. See `Container`."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
-    # The code and the Python of this checkout, as the image has its own; what the model's environment says wins.
+    (port,) = free_ports(1)
+    # The code of this checkout, as the image has its own; what the model's environment says wins.
     own = {
-        "SAGEMAKER_BASE_DIR": str(base),
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "GRAFT_MODEL": str(base / "model"),
         "GRAFT_SERVE_HOST": "127.0.0.1",
         **environment,
         "SAGEMAKER_BIND_TO_PORT": str(port),
+    }
+    with _answering(["sh", str(ROOT / "serve" / "entrypoint.sh"), "serve"], port, base, own, tell, deleted):
+        yield port
+
+
+@contextmanager
+def archive_code(
+    base: Path, environment: Mapping[str, str], tell: Callable[[str], None], deleted: threading.Event
+) -> Iterator[int]:
+    """The code that came with the model, in the place of AWS's stack. See `Container`."""
+    (port,) = free_ports(1)
+    command = [sys.executable, str(Path(__file__).with_name("handler_server.py")), str(base / "model"), str(port)]
+    with _answering(command, port, base, environment, tell, deleted):
+        yield port
+
+
+@contextmanager
+def _answering(
+    command: Sequence[str],
+    port: int,
+    base: Path,
+    environment: Mapping[str, str],
+    tell: Callable[[str], None],
+    deleted: threading.Event,
+) -> Iterator[None]:
+    """A process that answers at a port, with the Python of this checkout; TimeoutError where it ends or does not."""
+    marked = {
+        "SAGEMAKER_BASE_DIR": str(base),
+        **environment,
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
     }
-    process = Job(["sh", str(ROOT / "serve" / "entrypoint.sh"), "serve"], base, own, "SAGEMAKER_BASE_DIR", tell)
+    process = Job(command, base, marked, "SAGEMAKER_BASE_DIR", tell)
     try:
         end = time.monotonic() + LONGEST_START_S
         while not _is_healthy(port):
             if time.monotonic() > end or process.exit_code is not None or deleted.wait(0.1):
                 raise TimeoutError
-        yield port
+        yield
     finally:
         process.end()
 

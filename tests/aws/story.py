@@ -103,7 +103,7 @@ def tell(stage: Stage, trials: int) -> None:
     if "story" not in stage.run("-m", "serve", "list"):
         raise Broken("the endpoint is not listed")
     stage.run("-m", "serve", "delete", "endpoint=story")
-    if "nothing of graft costs money in" not in stage.run("-m", "serve", "list"):
+    if "nothing of graft is billed by the hour in" not in stage.run("-m", "serve", "list"):
         raise Broken("something is listed after the endpoint was deleted")
 
 
