@@ -163,6 +163,19 @@ def test_what_is_billed_is_listed_however_old_it_is(script: Script) -> None:
     assert [job.name for job in found[102:]] == [f"graft-{number}" for number in range(50)]
 
 
+def test_jobs_of_others_are_neither_asked_for_nor_listed(script: Script) -> None:
+    def respond(request: dict[str, Any]) -> Answer:
+        return 200, paged("TrainingJobSummaries", [job for job in jobs if "StatusEquals" not in request], request)
+
+    # More of them than are asked for at once: ours are behind them.
+    jobs = [summary(f"team-graft-{number}", "InProgress", number) for number in range(60)]
+    jobs += [summary("graft-ours", "Completed", 100)]
+    script.reply("ListTrainingJobs", respond)
+    script.answer("ListHyperParameterTuningJobs", (200, {"HyperParameterTuningJobSummaries": []}))
+    script.answer("DescribeTrainingJob", DENIED)
+    assert [job.name for job in list_jobs("us-east-1")] == ["graft-ours"]
+
+
 def test_list_shows_what_is_billed_first(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [summary("graft-old", "Completed", 10), summary("graft-new", "InProgress", 7200)]
     script.answer("ListTrainingJobs", (200, {"TrainingJobSummaries": jobs}))
