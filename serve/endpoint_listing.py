@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from graft.errors import CloudError
+from graft.launcher.account import DEPLOYMENT
 from graft.launcher.calls import client, explained
 from graft.launcher.listing import in_words, list_jobs, usd_so_far
 from graft.launcher.prices import Prices, read_prices
 from graft.storage import local_path
 from serve.endpoint_arguments import read_endpoint_arguments
-from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, schedule_name
+from serve.endpoint_requests import Kind, Resource, schedule_name
 from serve.endpoint_resources import describe, tags_of
 
 

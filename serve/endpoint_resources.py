@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from graft.errors import CloudError, ConfigError
+from graft.launcher.account import DEPLOYMENT
 from graft.launcher.calls import Pause, client, code_of, explained, is_absent, is_passing, message_of, patiently
 from graft.terminal import say, status_line
-from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, Step
+from serve.endpoint_requests import Kind, Resource, Step
 
 # Of a kind: its service, the operations that describe and delete it, and the parameter that names it.
 _OPERATIONS = {

@@ -492,6 +492,16 @@ def test_a_place_without_photos_is_told_before_anything_is_sent(
     assert script.asked["CreateTrainingJob"] == 0
 
 
+def test_a_tag_of_graft_is_refused_before_anything_is_sent(
+    server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(submit, "put", lambda uri, content: sent.append(uri))
+    with pytest.raises(ConfigError, match=r"launcher\.tags=\[project=mine\]: project is not free"):
+        run_in_cloud(Work(in_cloud(tmp_path, "launcher.tags=['project=mine']")))
+    assert (sent, script.asked["CreateTrainingJob"]) == ([], 0)
+
+
 def test_a_request_that_would_be_refused_is_not_sent(script: Script, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"launcher\.instance_type=ml\.g4dn\.huge .*; accepted is one of"):
         run_in_cloud(Work(in_cloud(tmp_path, "launcher.instance_type=ml.g4dn.huge")))

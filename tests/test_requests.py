@@ -229,6 +229,17 @@ CONTRADICTIONS = [
     (lambda: tuning("search.pruner=median"), "search.pruner=median: a tuning job stops trials by a rule of its own"),
     (lambda: tuning("search.sampler=grid"), "a tuning job's grid takes lists of values"),
     (lambda: tags_of(in_cloud("launcher.tags=[owner]")), "launcher.tags=[owner]: accepted is KEY=VALUE each"),
+    (
+        lambda: tags_of(in_cloud("launcher.tags=['Project=mine']")),
+        "launcher.tags=[Project=mine]: Project is not free; accepted is any key but project, deployment, which graft "
+        "sets, and aws:..., which AWS keeps",
+    ),
+    (lambda: tags_of(in_cloud("launcher.tags=['deployment=1']")), "launcher.tags=[deployment=1]: deployment is not"),
+    (lambda: tags_of(in_cloud("launcher.tags=['aws:x=1']")), "launcher.tags=[aws:x=1]: aws:x is not free; accepted"),
+    (
+        lambda: tags_of(in_cloud("launcher.tags=['team=a','team=b']")),
+        "launcher.tags=[team=b]: team is given more than once; accepted is each key once",
+    ),
 ]
 
 

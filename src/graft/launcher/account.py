@@ -10,6 +10,10 @@ from pathlib import Path
 from graft.config import Config, DataKind
 from graft.errors import ConfigError
 
+OURS = ("project", "graft")  # the tag by which everything of this project is found
+DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
+_RESERVED = (OURS[0], DEPLOYMENT)
+
 
 @dataclass(frozen=True)
 class Account:
@@ -98,13 +102,23 @@ def tags_of(config: Config) -> tuple[tuple[str, str], ...]:
     """`launcher.tags` with one by which everything of this project is found.
 
     Raises:
-        ConfigError: one of them is not KEY=VALUE.
+        ConfigError: one of them is not KEY=VALUE, or its key is given twice or is not free.
     """
-    pairs = [text.partition("=") for text in config.launcher.tags]
-    for text, (key, equals, _) in zip(config.launcher.tags, pairs, strict=True):
+    found = [OURS]
+    for text in config.launcher.tags:
+        key, equals, value = text.partition("=")
         if not (key and equals):
             raise ConfigError(f"launcher.tags=[{text}]: accepted is KEY=VALUE each")
-    return (("project", "graft"), *((key, value) for key, _, value in pairs))
+        # IAM, whose role has them too, does not tell keys apart by case.
+        if key.casefold() in _RESERVED or key.casefold().startswith("aws:"):
+            raise ConfigError(
+                f"launcher.tags=[{text}]: {key} is not free; accepted is any key but {', '.join(_RESERVED)}, which "
+                "graft sets, and aws:..., which AWS keeps"
+            )
+        if key.casefold() in (other.casefold() for other, _ in found):
+            raise ConfigError(f"launcher.tags=[{text}]: {key} is given more than once; accepted is each key once")
+        found.append((key, value))
+    return tuple(found)
 
 
 def account_of(config: Config, image: str) -> Account:
