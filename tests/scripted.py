@@ -27,6 +27,7 @@ class Script:
         calls.client.cache_clear()
         self.asked: Counter[str] = Counter()
         monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+        monkeypatch.setattr(calls, "LATE_S", 0.0)
 
     def answer(self, operation: str, *answers: Answer | Callable[[], Answer], service: str = "sagemaker") -> None:
         """Give these in turn, the last one for ever; None of the list lets the request through."""

@@ -19,6 +19,7 @@ from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls, cloud, follow, submit
 from graft.launcher.cloud import Work, run_in_cloud
 from graft.launcher.job import Entry
+from graft.launcher.presence import confirmed, was_created
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
@@ -170,6 +171,31 @@ def test_a_job_whose_creation_was_not_confirmed_is_followed(server: str, script:
     ticket = run_in_cloud(Work(in_cloud(tmp_path)))
     assert ticket is not None
     assert ticket.state == "Completed"
+
+
+@pytest.mark.parametrize("kind", ["training", "tuning"])
+def test_a_job_whose_request_arrives_late_is_not_taken_for_missing(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setattr(calls, "LATE_S", 30.0)
+    ticket = Ticket(NAME, kind, "train", "us-east-1", "s3://b/j", "s3://b/j/run", "ml.m5.large", 1)
+    operation = "DescribeTrainingJob" if kind == "training" else "DescribeHyperParameterTuningJob"
+    limits = {"ResourceLimits": {"MaxParallelTrainingJobs": 1}}
+    tuned = {"HyperParameterTuningJobStatus": "InProgress", "HyperParameterTuningJobConfig": limits}
+    pauses: list[float] = []
+    script.answer(operation, ABSENT, ABSENT, training("InProgress") if kind == "training" else (200, tuned))
+    assert was_created(ticket, CloudError("lost"), pauses.append)
+    assert pauses == [1.0, 1.0]
+    calls.client.cache_clear()
+    script.answer(operation, ABSENT)
+    assert not was_created(ticket, CloudError("lost"), pauses.append)
+    assert len(pauses) == 2 + 30
+    # Of one whose command was killed, as long as its request may still be on its way.
+    write_ticket(tmp_path, ticket)
+    assert not confirmed(ticket, tmp_path, pauses.append).was_created
+    assert 2 + 30 + 25 <= len(pauses) <= 2 + 30 + 30
+    os.utime(tmp_path / "job.json", (0, 0))
+    assert not confirmed(ticket, tmp_path, pytest.fail).was_created
 
 
 def test_a_job_of_which_nobody_knows_whether_it_was_created_is_mentioned(script: Script, tmp_path: Path) -> None:
