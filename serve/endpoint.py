@@ -51,7 +51,7 @@ def deploy(argv: Sequence[str]) -> None:
     config, name = arguments.config, arguments.endpoint
     check_container(config.serve)
     region = found_region(config)
-    prices = read_prices(local_path(config.features.cache_dir, "features.cache_dir"))
+    prices = read_prices(local_path(config.features.cache_dir, "features.cache_dir"), region)
     plan = make_endpoint_plan(config, name, prices, region)
     lines = describe_endpoint(plan, config, prices, region)
     if config.serve.plan:

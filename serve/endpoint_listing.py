@@ -51,7 +51,7 @@ def show(argv: Sequence[str]) -> None:
     """
     arguments = read_endpoint_arguments(argv, named=False)
     region = arguments.region
-    prices = read_prices(local_path(arguments.config.features.cache_dir, "features.cache_dir"))
+    prices = read_prices(local_path(arguments.config.features.cache_dir, "features.cache_dir"), region)
     found = [*list_endpoints(region, prices), *list_running_jobs(region, prices), *list_left_over(region)]
     if not found:
         print(f"nothing of graft costs money in {region}: no endpoint, no running job")

@@ -41,14 +41,14 @@ class Script:
 
         calls.client(service, REGION).meta.events.register(f"before-send.{service}.{operation}", send)
 
-    def reply(self, operation: str, respond: Callable[[dict[str, Any]], Answer]) -> None:
-        """Answer each request of SageMaker with what `respond` makes of its body."""
+    def reply(self, operation: str, respond: Callable[[dict[str, Any]], Answer], service: str = "sagemaker") -> None:
+        """Answer each request with what `respond` makes of its body."""
 
         def send(request: Any, **_: Any) -> Any:
             self.asked[operation] += 1
             return _response(request.url, *respond(json.loads(request.body)))
 
-        calls.client("sagemaker", REGION).meta.events.register(f"before-send.sagemaker.{operation}", send)
+        calls.client(service, REGION).meta.events.register(f"before-send.{service}.{operation}", send)
 
 
 def _response(url: str, status: int, body: dict[str, Any]) -> Any:

@@ -189,7 +189,7 @@ def test_a_sweep_above_the_budget_is_refused_with_its_sum(tmp_path: Path) -> Non
 
 
 def test_the_shipped_table_is_dated_and_knows_the_original_machine(tmp_path: Path) -> None:
-    prices = read_prices(tmp_path)
+    prices = read_prices(tmp_path, None)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", prices.date)
     assert prices.of("ml.g4dn.xlarge", "us-east-1") == 0.7364
     assert prices.of("ml.g4dn.xlarge", "eu-west-1") is None

@@ -27,7 +27,7 @@ from graft.launcher.follow import follow, stop
 from graft.launcher.listing import list_jobs, table
 from graft.launcher.policy import policies
 from graft.launcher.presence import confirmed
-from graft.launcher.prices import read_prices, renew_prices
+from graft.launcher.prices import read_prices, renew_prices, renewed_path
 from graft.launcher.source import CHECKOUT
 from graft.launcher.status import ask
 from graft.launcher.sweep import follow_sweep, members
@@ -105,7 +105,7 @@ def _list(rest: Sequence[str]) -> None:
     region = found_region(config)
     if region is None:
         raise ConfigError("launcher.region=null: accepted is the name of a region, such as us-east-1")
-    table(list_jobs(region), region, read_prices(_cache(config)))
+    table(list_jobs(region), region, read_prices(_cache(config), region))
 
 
 def _policy(rest: Sequence[str]) -> None:
@@ -122,7 +122,8 @@ def _prices(rest: Sequence[str]) -> None:
         raise ConfigError("accepted: python -m graft.launcher prices REGION")
     cache = _cache(_configured([]))
     prices = renew_prices(rest[0], cache)
-    print(f"{len(prices.machines)} machines in {prices.region} on {prices.date}; plans use them ({cache}/prices.json)")
+    path = renewed_path(cache, prices.region)
+    print(f"{len(prices.machines)} machines in {prices.region} on {prices.date}; plans use them ({path})")
 
 
 def _calibrate(rest: Sequence[str]) -> None:

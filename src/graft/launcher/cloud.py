@@ -73,7 +73,7 @@ def run_in_cloud(work: Work) -> Ticket | None:
     config = work.config
     run_dir = local_path(config.run_dir, "run_dir")
     region, cache = found_region(config), local_path(config.features.cache_dir, "features.cache_dir")
-    prices = read_prices(cache)
+    prices = read_prices(cache, region)
     if not config.launcher.plan:
         require(config)
     ticket = read_ticket(run_dir) if config.launcher.plan else _earlier(config, run_dir)
