@@ -68,8 +68,8 @@ def _follow(run_dir: Path) -> None:
         say(f"all {len(jobs)} jobs of {run_dir} have ended")
         return
     ticket = confirmed(_ticket(run_dir), run_dir)
-    conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
-    if ticket.kind == "tuning":
+    ticket = conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
+    if ticket.kind == "tuning" and ticket.state == "Completed":
         say("its trials: the command that started the search, with the same run_dir, reads them")
 
 
