@@ -21,6 +21,7 @@ from graft.launcher.__main__ import main
 from graft.launcher.cloud import Work, run_in_cloud, tune_in_cloud
 from graft.launcher.job import Entry
 from graft.launcher.presence import confirmed, was_created
+from graft.launcher.stopping import mark_stopped
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
@@ -196,7 +197,7 @@ def test_a_job_whose_request_arrives_late_is_not_taken_for_missing(
     assert not confirmed(ticket, tmp_path, pauses.append).was_created
     assert 2 + 30 + 25 <= len(pauses) <= 2 + 30 + 30
     os.utime(tmp_path / "job.json", (0, 0))
-    assert not confirmed(ticket, tmp_path, pytest.fail).was_created
+    assert not confirmed(ticket, tmp_path, lambda seconds: pytest.fail("waited")).was_created
 
 
 def test_a_job_of_which_nobody_knows_whether_it_was_created_is_mentioned(script: Script, tmp_path: Path) -> None:
@@ -312,6 +313,29 @@ def test_the_limits_of_the_jobs_of_a_sweep_are_within_the_budget_together(
         run_in_cloud(Work(in_cloud(tmp_path, "budget.usd=2", "data.images=100", f"run_dir={member}")))
     assert sum(seconds) * 0.7364 / 3600 == pytest.approx(2, abs=0.001)
     assert max(seconds) - min(seconds) <= 1
+
+
+def test_a_sweep_that_is_stopped_while_a_member_is_sent_creates_no_job(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = tmp_path / "run" / "0"
+    monkeypatch.setattr("sys.argv", ["train.py", "optim.lr=0.001,0.003", "-m"])
+    monkeypatch.setattr(cloud, "sweep_member", lambda: member)
+    def write_and_stop(run_dir: Path, ticket: Ticket) -> Ticket:
+        if ticket.state == "submitting":  # from now on, whoever stops the sweep meets the ticket
+            mark_stopped(member.parent)
+        return write_ticket(run_dir, ticket)
+
+    monkeypatch.setattr(submit, "write_ticket", write_and_stop)
+    with pytest.raises(RunError, match="its sweep was stopped"):
+        run_in_cloud(Work(in_cloud(tmp_path, f"run_dir={member}")))
+    ticket = read_ticket(member)
+    assert ticket is not None
+    assert (ticket.was_created, ticket.actual_usd) == (False, 0.0)
+    assert script.asked["CreateTrainingJob"] == 0
+    with pytest.raises(RunError, match="its sweep was stopped"):  # nothing is sent for the next one
+        run_in_cloud(Work(in_cloud(tmp_path, f"run_dir={tmp_path / 'run' / '1'}")))
+    assert not (tmp_path / "run" / "1").exists()
 
 
 def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(

@@ -1,7 +1,7 @@
 """`python -m graft.launcher follow|stop|list|policy|prices|calibrate`: jobs of an account, and what they cost.
 
   follow RUN_DIR       watch the job of a run directory, or of a sweep, and fetch its run
-  stop RUN_DIR         end it
+  stop RUN_DIR         end it; of a sweep, no further job is created either
   list                 the jobs of the account that graft made: state, age and dollars
   policy KEY=VALUE ..  the IAM policies that a configuration needs; who=user|role|trust prints one alone,
                        endpoint=NAME adds what `python -m serve deploy` and its like take
@@ -30,6 +30,7 @@ from graft.launcher.presence import confirmed
 from graft.launcher.prices import read_prices, renew_prices, renewed_path
 from graft.launcher.source import CHECKOUT
 from graft.launcher.status import ask
+from graft.launcher.stopping import mark_stopped
 from graft.launcher.sweep import follow_sweep, members
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import plain_errors, say
@@ -74,6 +75,9 @@ def _follow(run_dir: Path) -> None:
 
 
 def _stop(run_dir: Path) -> None:
+    if members(run_dir):
+        mark_stopped(run_dir)
+        say(f"no further job of {run_dir} is created; the command that started the sweep, given again, goes on with it")
     refused = []
     for run, ticket in (members(run_dir) or {run_dir: _ticket(run_dir)}).items():
         try:

@@ -23,6 +23,7 @@ from graft.launcher.plan import ALONE, Others, Plan, check_budget, make_plan
 from graft.launcher.plan_text import compare_backends, describe
 from graft.launcher.planned import note_planned
 from graft.launcher.prices import Prices, read_prices
+from graft.launcher.stopping import heed_stop
 from graft.launcher.submit import Submission, submit
 from graft.launcher.sweep import going_on, others_of, submitted, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket
@@ -65,13 +66,14 @@ def run_in_cloud(work: Work) -> Ticket | None:
     Raises:
         ConfigError: something is missing, contradictory, not accepted by the service, or above the budget.
         CloudError: the job failed, or AWS refuses.
-        RunError: the run directory is finished, or holds another run.
+        RunError: the run directory is finished, or holds another run, or its sweep was stopped meanwhile.
     """
     config = work.config
     run_dir = local_path(config.run_dir, "run_dir")
     region, cache = found_region(config), local_path(config.features.cache_dir, "features.cache_dir")
     prices = read_prices(cache, region)
     if not config.launcher.plan:
+        heed_stop(run_dir)
         require(config)
     ticket = read_ticket(run_dir) if config.launcher.plan else earlier_job(config, run_dir)
     others = _others(run_dir, ticket)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from graft.command import Spread
 from graft.config import Config, DataKind
-from graft.errors import CloudError, ConfigError, DataError
+from graft.errors import CloudError, ConfigError, DataError, RunError
 from graft.launcher.account import Account, account_of, found_region, is_weights_file
 from graft.launcher.calls import Pause, client, code_of, explained, is_passing
 from graft.launcher.ending import stays
@@ -27,6 +27,7 @@ from graft.launcher.requests import (
     training_job_request,
 )
 from graft.launcher.source import pack_source
+from graft.launcher.stopping import heed_stop
 from graft.launcher.ticket import Ticket, void, write_ticket
 from graft.launcher.tuning import tuning_job_request
 from graft.launcher.validation import check_request
@@ -67,6 +68,7 @@ def submit(
     Raises:
         ConfigError: the request would be refused.
         CloudError: AWS refused, or cannot be reached.
+        RunError: its sweep was stopped meanwhile.
     """
     config = submission.config
     region = found_region(config)
@@ -83,6 +85,11 @@ def submit(
     sent = _send_files(submission, account, name)
     ticket = replace(_ticket(submission, account, name, checkpoints), spent_usd=earlier.most_usd if earlier else 0.0)
     write_ticket(run_dir, ticket)
+    try:
+        heed_stop(run_dir)
+    except RunError:
+        write_ticket(run_dir, void(ticket))
+        raise
     _create(operation, request, ticket, run_dir, sent, pause)
     return write_ticket(run_dir, replace(ticket, state="submitted"))
 
