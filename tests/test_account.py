@@ -126,6 +126,23 @@ def test_the_plans_of_the_document_are_made(tmp_path: Path) -> None:
         assert done.stdout.startswith("plan: 1 training job")
 
 
+def test_a_sweep_of_jobs_is_not_run_by_several_processes(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    argv = ["-m", "trainer=sagemaker_gpu", "launcher.plan=true", "optim.lr=0.001,0.003", *parallel]
+    command = [sys.executable, str(ROOT / "train.py"), *argv]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "plan:" not in done.stdout
+    told = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    assert told == {
+        "error: hydra/launcher=joblib: its processes would submit jobs without counting each other's, beyond "
+        "launcher.max_parallel and budget.usd; accepted is basic: the jobs run beside each other anyway, "
+        "launcher.max_parallel at a time"
+    }
+    assert "Traceback" not in done.stderr
+
+
 def test_a_sweep_can_be_planned(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     argv = ["-m", "trainer=sagemaker_gpu", "launcher.plan=true", "optim.lr=0.001,0.003"]

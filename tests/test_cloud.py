@@ -321,6 +321,7 @@ def test_a_sweep_that_is_stopped_while_a_member_is_sent_creates_no_job(
     member = tmp_path / "run" / "0"
     monkeypatch.setattr("sys.argv", ["train.py", "optim.lr=0.001,0.003", "-m"])
     monkeypatch.setattr(cloud, "sweep_member", lambda: member)
+
     def write_and_stop(run_dir: Path, ticket: Ticket) -> Ticket:
         if ticket.state == "submitting":  # from now on, whoever stops the sweep meets the ticket
             mark_stopped(member.parent)
