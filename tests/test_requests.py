@@ -52,7 +52,7 @@ def in_cloud(*more: str) -> Config:
 
 
 def training(*more: str, channels: tuple[Channel, ...] = (PHOTOS,)) -> dict[str, Any]:
-    return training_job_request(in_cloud(*more), ACCOUNT, NAME, channels, Limits(14_400))
+    return training_job_request(in_cloud(*more), ACCOUNT, NAME, channels, Limits(14_400, None, 100_800))
 
 
 def tuning(*more: str, spreads: dict[str, Spread] = SPACE) -> dict[str, Any]:
@@ -191,13 +191,14 @@ def test_letters_of_any_script_are_accepted_in_tags() -> None:
     assert list(problems("CreateTrainingJob", request)) == []
 
 
-def test_spot_waits_a_day_longer_than_it_runs() -> None:
+def test_spot_waits_longer_than_it_runs() -> None:
     assert training("launcher.spot=true")["StoppingCondition"] == {
         "MaxRuntimeInSeconds": 14_400,
         "MaxWaitTimeInSeconds": 100_800,
     }
     longest = training_job_request(in_cloud("launcher.spot=true"), ACCOUNT, NAME, [PHOTOS], Limits(28 * 86_400))
     assert longest["StoppingCondition"] == {"MaxRuntimeInSeconds": 2_419_200, "MaxWaitTimeInSeconds": 2_419_200}
+    assert training()["StoppingCondition"] == {"MaxRuntimeInSeconds": 14_400}
 
 
 def test_a_job_that_goes_on_has_the_checkpoints_of_the_earlier_one() -> None:
