@@ -12,7 +12,7 @@ from pathlib import Path
 from graft.artifacts import read_manifest
 from graft.config import Config
 from graft.errors import CloudError, ConfigError
-from graft.launcher.account import account_of, found_region, missing
+from graft.launcher.account import DEPLOYMENT, account_of, found_region, missing
 from graft.launcher.policy import TTL_ROLE
 from graft.launcher.prices import read_prices
 from graft.launcher.submit import check_bucket
@@ -26,7 +26,6 @@ from serve.endpoint_image import find_serving_image
 from serve.endpoint_plan import EndpointPlan, check_endpoint_budget, describe_endpoint, make_endpoint_plan
 from serve.endpoint_removal import remove_all, what_remains
 from serve.endpoint_requests import (
-    DEPLOYMENT,
     Deployment,
     Kind,
     Resource,
@@ -52,7 +51,7 @@ def deploy(argv: Sequence[str]) -> None:
     config, name = arguments.config, arguments.endpoint
     check_container(config.serve)
     region = found_region(config)
-    prices = read_prices(local_path(config.features.cache_dir, "features.cache_dir"))
+    prices = read_prices(local_path(config.features.cache_dir, "features.cache_dir"), region)
     plan = make_endpoint_plan(config, name, prices, region)
     lines = describe_endpoint(plan, config, prices, region)
     if config.serve.plan:

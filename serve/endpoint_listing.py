@@ -9,12 +9,13 @@ from typing import Any
 
 from graft.config import LauncherConfig
 from graft.errors import CloudError
+from graft.launcher.account import DEPLOYMENT
 from graft.launcher.calls import client, explained
 from graft.launcher.listing import in_words, list_jobs, usd_so_far
 from graft.launcher.prices import Prices, read_prices
 from graft.storage import local_path
 from serve.endpoint_arguments import read_endpoint_arguments
-from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, schedule_name
+from serve.endpoint_requests import Kind, Resource, schedule_name
 from serve.endpoint_resources import describe, tags_of
 
 
@@ -51,7 +52,7 @@ def show(argv: Sequence[str]) -> None:
     """
     arguments = read_endpoint_arguments(argv, named=False)
     region = arguments.region
-    prices = read_prices(local_path(arguments.config.features.cache_dir, "features.cache_dir"))
+    prices = read_prices(local_path(arguments.config.features.cache_dir, "features.cache_dir"), region)
     found = [*list_endpoints(region, prices), *list_running_jobs(region, prices), *list_left_over(region)]
     if found:
         _print_table(found, region, prices)

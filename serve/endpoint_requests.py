@@ -11,13 +11,12 @@ from typing import Any
 
 from graft.config import Engine, ServeConfig
 from graft.errors import ConfigError
-from graft.launcher.account import Account
+from graft.launcher.account import DEPLOYMENT, Account
 from graft.launcher.policy import TTL_ROLE
 from graft.launcher.requests import Request, endpoint_config_request, endpoint_request, model_request
 
 FOLDER, ARCHIVE = "endpoints", "model.tar.gz"
 DELETE_ENDPOINT = "aws-sdk:sagemaker:deleteEndpoint"  # a universal target of EventBridge Scheduler
-DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
 # Of `serve.*`, what AWS's container heeds, for serve/handler.py reads it; and what our own does, by entrypoint.sh.
 HANDLER_KEYS = ("engine", "precision", "threads", "top_k")
 RUNTIME_KEYS = (

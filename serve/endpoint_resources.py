@@ -7,9 +7,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from graft.errors import CloudError, ConfigError
-from graft.launcher.calls import Pause, client, code_of, explained, is_absent, is_passing, message_of, patiently
+from graft.launcher.account import DEPLOYMENT
+from graft.launcher.calls import (
+    Pause,
+    client,
+    code_of,
+    explained,
+    is_absent,
+    is_passing,
+    message_of,
+    once_it_arrived,
+    patiently,
+)
 from graft.terminal import say, status_line
-from serve.endpoint_requests import DEPLOYMENT, Kind, Resource, Step
+from serve.endpoint_requests import Kind, Resource, Step
 
 # Of a kind: its service, the operations that describe and delete it, and the parameter that names it.
 _OPERATIONS = {
@@ -22,8 +33,6 @@ _ARNS = {Kind.model: "ModelArn", Kind.config: "EndpointConfigArn", Kind.endpoint
 _MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack")  # an endpoint that cannot be deleted yet
 # IAM tells all its servers of a new role within seconds; Scheduler refuses one that it has not heard of.
 _ROLE_S = 60.0
-# A request whose connection broke may arrive after that; AWS's own answers take seconds.
-LATE_S = 30.0
 
 
 def describe(resource: Resource, region: str) -> dict[str, Any] | None:
@@ -97,14 +106,12 @@ def is_of(resource: Resource, region: str, deployment: str) -> bool:
 
 
 def comes_to_be_of(resource: Resource, region: str, deployment: str, *, pause: Pause = time.sleep) -> bool:
-    """As `is_of`, but what is not there is looked for during `LATE_S` seconds.
+    """As `is_of`, but what is not there is looked for as long as a request may be on its way.
 
     Raises:
         CloudError: the service cannot be asked.
     """
-    deadline = time.monotonic() + LATE_S
-    while (answer := describe(resource, region)) is None and time.monotonic() < deadline:
-        pause(1.0)
+    answer = once_it_arrived(lambda: describe(resource, region), pause=pause)
     return answer is not None and deployment_of(resource, answer, region) == deployment
 
 

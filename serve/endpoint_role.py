@@ -6,16 +6,16 @@ import json
 from typing import Any
 
 from graft.errors import CloudError, ConfigError
-from graft.launcher.account import Account
+from graft.launcher.account import DEPLOYMENT, OURS, Account
 from graft.launcher.calls import code_of, explained
 from graft.launcher.policy import TTL_ROLE
 from graft.launcher.requests import Request
 from graft.launcher.validation import check_request
-from serve.endpoint_requests import DEPLOYMENT, account_number, partition_of, policy
+from serve.endpoint_requests import account_number, partition_of, policy
 from serve.endpoint_resources import call
 
 POLICY = "delete-endpoints"
-_OURS = {"Key": "project", "Value": "graft"}  # `graft.launcher.account.tags_of` puts it on everything
+_OURS = {"Key": OURS[0], "Value": OURS[1]}  # `graft.launcher.account.tags_of` puts it on everything
 
 
 def ttl_role_requests(account: Account) -> dict[str, Request]:

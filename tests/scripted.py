@@ -27,6 +27,7 @@ class Script:
         calls.client.cache_clear()
         self.asked: Counter[str] = Counter()
         monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+        monkeypatch.setattr(calls, "LATE_S", 0.0)
 
     def answer(self, operation: str, *answers: Answer | Callable[[], Answer], service: str = "sagemaker") -> None:
         """Give these in turn, the last one for ever; None of the list lets the request through."""
@@ -40,14 +41,14 @@ class Script:
 
         calls.client(service, REGION).meta.events.register(f"before-send.{service}.{operation}", send)
 
-    def reply(self, operation: str, respond: Callable[[dict[str, Any]], Answer]) -> None:
-        """Answer each request of SageMaker with what `respond` makes of its body."""
+    def reply(self, operation: str, respond: Callable[[dict[str, Any]], Answer], service: str = "sagemaker") -> None:
+        """Answer each request with what `respond` makes of its body."""
 
         def send(request: Any, **_: Any) -> Any:
             self.asked[operation] += 1
             return _response(request.url, *respond(json.loads(request.body)))
 
-        calls.client("sagemaker", REGION).meta.events.register(f"before-send.sagemaker.{operation}", send)
+        calls.client(service, REGION).meta.events.register(f"before-send.{service}.{operation}", send)
 
 
 def _response(url: str, status: int, body: dict[str, Any]) -> Any:

@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalAws, 
         patch.setattr("tests.aws.hosting.container_of", lambda image: no_container)
         patch.setattr(Endpoint, "invoke", parrot)
         patch.setattr("graft.launcher.calls.LONGEST_PAUSE_S", 0.01)
-        patch.setattr("serve.endpoint_resources.LATE_S", 0.0)
+        patch.setattr("graft.launcher.calls.LATE_S", 0.0)
         patch.setattr("graft.launcher.follow.LATE_LINES_S", 0.02)
         # What lasts is given up at once, not after ten minutes.
         patch.setattr("graft.launcher.calls.GIVE_UP_S", -1.0)

@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from graft.command import value_of
+from graft.command import Spread, value_of
 from graft.config import Config, changed
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher import calls, cloud, follow, submit
-from graft.launcher.cloud import Work, run_in_cloud
+from graft.launcher.__main__ import main
+from graft.launcher.cloud import Work, run_in_cloud, tune_in_cloud
 from graft.launcher.job import Entry
+from graft.launcher.presence import confirmed, was_created
+from graft.launcher.stopping import mark_stopped
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.composing import composed
 from tests.s3server import client, new_bucket, running_server, use_server
@@ -172,6 +175,31 @@ def test_a_job_whose_creation_was_not_confirmed_is_followed(server: str, script:
     assert ticket.state == "Completed"
 
 
+@pytest.mark.parametrize("kind", ["training", "tuning"])
+def test_a_job_whose_request_arrives_late_is_not_taken_for_missing(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setattr(calls, "LATE_S", 30.0)
+    ticket = Ticket(NAME, kind, "train", "us-east-1", "s3://b/j", "s3://b/j/run", "ml.m5.large", 1)
+    operation = "DescribeTrainingJob" if kind == "training" else "DescribeHyperParameterTuningJob"
+    limits = {"ResourceLimits": {"MaxParallelTrainingJobs": 1}}
+    tuned = {"HyperParameterTuningJobStatus": "InProgress", "HyperParameterTuningJobConfig": limits}
+    pauses: list[float] = []
+    script.answer(operation, ABSENT, ABSENT, training("InProgress") if kind == "training" else (200, tuned))
+    assert was_created(ticket, CloudError("lost"), pauses.append)
+    assert pauses == [1.0, 1.0]
+    calls.client.cache_clear()
+    script.answer(operation, ABSENT)
+    assert not was_created(ticket, CloudError("lost"), pauses.append)
+    assert len(pauses) == 2 + 30
+    # Of one whose command was killed, as long as its request may still be on its way.
+    write_ticket(tmp_path, ticket)
+    assert not confirmed(ticket, tmp_path, pauses.append).was_created
+    assert 2 + 30 + 25 <= len(pauses) <= 2 + 30 + 30
+    os.utime(tmp_path / "job.json", (0, 0))
+    assert not confirmed(ticket, tmp_path, lambda seconds: pytest.fail("waited")).was_created
+
+
 def test_a_job_of_which_nobody_knows_whether_it_was_created_is_mentioned(script: Script, tmp_path: Path) -> None:
     calls.client.cache_clear()
     script.answer("CreateTrainingJob", BROKEN)
@@ -287,6 +315,30 @@ def test_the_limits_of_the_jobs_of_a_sweep_are_within_the_budget_together(
     assert max(seconds) - min(seconds) <= 1
 
 
+def test_a_sweep_that_is_stopped_while_a_member_is_sent_creates_no_job(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = tmp_path / "run" / "0"
+    monkeypatch.setattr("sys.argv", ["train.py", "optim.lr=0.001,0.003", "-m"])
+    monkeypatch.setattr(cloud, "sweep_member", lambda: member)
+
+    def write_and_stop(run_dir: Path, ticket: Ticket) -> Ticket:
+        if ticket.state == "submitting":  # from now on, whoever stops the sweep meets the ticket
+            mark_stopped(member.parent)
+        return write_ticket(run_dir, ticket)
+
+    monkeypatch.setattr(submit, "write_ticket", write_and_stop)
+    with pytest.raises(RunError, match="its sweep was stopped"):
+        run_in_cloud(Work(in_cloud(tmp_path, f"run_dir={member}")))
+    ticket = read_ticket(member)
+    assert ticket is not None
+    assert (ticket.was_created, ticket.actual_usd) == (False, 0.0)
+    assert script.asked["CreateTrainingJob"] == 0
+    with pytest.raises(RunError, match="its sweep was stopped"):  # nothing is sent for the next one
+        run_in_cloud(Work(in_cloud(tmp_path, f"run_dir={tmp_path / 'run' / '1'}")))
+    assert not (tmp_path / "run" / "1").exists()
+
+
 def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(
     server: str, script: Script, tmp_path: Path
 ) -> None:
@@ -295,6 +347,7 @@ def test_a_stopped_tuning_job_leaves_no_checkpoints_to_a_training_job(
         "graft-tune-1", "tuning", "tune", "us-east-1", "s3://b/j", "s3://results/graft/jobs", "ml.m5.large", 1
     )
     write_ticket(tmp_path / "run", replace(ticket, state="Stopped"))
+    script.answer("ListTrainingJobsForHyperParameterTuningJob", (200, {"TrainingJobSummaries": []}))
     script.answer("DescribeTrainingJob", training("Completed"))
     found = run_in_cloud(Work(in_cloud(tmp_path)))
     assert found is not None
@@ -492,7 +545,108 @@ def test_a_place_without_photos_is_told_before_anything_is_sent(
     assert script.asked["CreateTrainingJob"] == 0
 
 
+def test_a_tag_of_graft_is_refused_before_anything_is_sent(
+    server: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(submit, "put", lambda uri, content: sent.append(uri))
+    with pytest.raises(ConfigError, match=r"launcher\.tags=\[project=mine\]: project is not free"):
+        run_in_cloud(Work(in_cloud(tmp_path, "launcher.tags=['project=mine']")))
+    assert (sent, script.asked["CreateTrainingJob"]) == ([], 0)
+
+
 def test_a_request_that_would_be_refused_is_not_sent(script: Script, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"launcher\.instance_type=ml\.g4dn\.huge .*; accepted is one of"):
         run_in_cloud(Work(in_cloud(tmp_path, "launcher.instance_type=ml.g4dn.huge")))
     assert script.asked["CreateTrainingJob"] == 0
+
+
+def tuning(state: str, **more: Any) -> Answer:
+    """What DescribeHyperParameterTuningJob says."""
+    limits = {"ResourceLimits": {"MaxParallelTrainingJobs": 1}}
+    return 200, {"HyperParameterTuningJobStatus": state, "HyperParameterTuningJobConfig": limits, **more}
+
+
+def trial(name: str, state: str, minutes: float, value: float | None = None) -> dict[str, Any]:
+    """An entry of ListTrainingJobsForHyperParameterTuningJob."""
+    times = {"TrainingStartTime": 1_795_000_000, "TrainingEndTime": 1_795_000_000 + 60 * minutes}
+    told: dict[str, Any] = {"FinalHyperParameterTuningJobObjectiveMetric": {"MetricName": "valid/loss", "Value": value}}
+    named = {"TrainingJobName": name, "TrainingJobStatus": state, "TunedHyperParameters": {"optim__lr": "0.01"}}
+    return named | times | (told if value is not None else {})
+
+
+def search_of(tmp_path: Path, *more: str) -> Work:
+    config = in_cloud(tmp_path, "search.backend=tuning_job", "data.images=100", *more)
+    return Work(config, Entry.tune, (), 2, {"optim.lr": Spread((), 0.01, 0.1)})
+
+
+def told_trials(script: Script, state: str, *trials: dict[str, Any]) -> None:
+    """Let the tuning job end so, with these trials."""
+    script.answer("CreateHyperParameterTuningJob", (200, {"HyperParameterTuningJobArn": "arn"}))
+    script.answer("DescribeHyperParameterTuningJob", tuning(state))
+    script.answer("ListTrainingJobsForHyperParameterTuningJob", (200, {"TrainingJobSummaries": list(trials)}))
+
+
+@pytest.fixture
+def no_output(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The places from which the run of a best trial is fetched; nothing is."""
+    fetched: list[str] = []
+    monkeypatch.setattr(cloud, "fetch_output", lambda location, run_dir: fetched.append(location))
+    return fetched
+
+
+def test_a_stopped_search_is_read_by_the_same_command_and_not_begun_anew(
+    script: Script, tmp_path: Path, no_output: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = trial(f"{NAME}-001", "Completed", 30, 0.5), trial(f"{NAME}-002", "Stopped", 10)
+    told_trials(script, "Stopped", *trials)
+    run_in_cloud(search_of(tmp_path, "launcher.wait=false"))
+    main(["follow", str(tmp_path / "run")])
+    err = capsys.readouterr().err
+    assert f"; the same command with run_dir={tmp_path / 'run'} reads the trials that ended, and with another" in err
+    assert "its trials:" not in err
+    assert "billed: 40.0 minutes, $0.49; planned: " in err
+    for more in ((), ("launcher.wait=false",)):
+        found = tune_in_cloud(search_of(tmp_path, *more))
+        assert [(one.state, one.value) for one in found] == [("Completed", 0.5), ("Stopped", None)]
+    assert no_output == [f"s3://results/graft/jobs/{NAME}-001/output/output.tar.gz"] * 2
+    assert script.asked["CreateHyperParameterTuningJob"] == 1
+
+
+def test_a_search_that_was_stopped_before_its_first_trial_has_nothing_to_read(script: Script, tmp_path: Path) -> None:
+    told_trials(script, "Stopped")
+    with pytest.raises(CloudError, match=f"{NAME} was stopped before a trial began; another run_dir starts another"):
+        tune_in_cloud(search_of(tmp_path))
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_a_failed_search_counts_what_its_trials_were_billed(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], follows: bool
+) -> None:
+    told_trials(script, "Failed", trial(f"{NAME}-001", "Failed", 60), trial(f"{NAME}-002", "Failed", 30))
+    work = search_of(tmp_path, "budget.usd=3", f"launcher.wait={'false' if follows else 'true'}")
+    if follows:
+        assert tune_in_cloud(work) == []
+    with pytest.raises(CloudError, match=f"job {NAME} failed; nothing of it runs any more"):
+        main(["follow", str(tmp_path / "run")]) if follows else tune_in_cloud(work)
+    assert "billed: 90.0 minutes, $1.10; planned: " in capsys.readouterr().err
+    ticket = read_ticket(tmp_path / "run")
+    assert ticket is not None
+    assert ticket.most_usd == pytest.approx(1.5 * 0.7364)
+    with pytest.raises(ConfigError, match=r"budget\.usd=1\.2: .*, 1\.10 of it for other jobs of this run or sweep"):
+        tune_in_cloud(search_of(tmp_path, "budget.usd=1.2"))
+
+
+def test_a_failed_search_whose_bill_was_not_told_is_asked_again(script: Script, tmp_path: Path) -> None:
+    script.answer("CreateHyperParameterTuningJob", (200, {"HyperParameterTuningJobArn": "arn"}))
+    script.answer("DescribeHyperParameterTuningJob", tuning("Failed"))
+    billed = 200, {"TrainingJobSummaries": [trial(f"{NAME}-001", "Failed", 60)]}
+    script.answer("ListTrainingJobsForHyperParameterTuningJob", DENIED, billed)
+    with pytest.raises(CloudError, match=f"the trials of {NAME}: denied; .*; job {NAME} failed; nothing of it"):
+        tune_in_cloud(search_of(tmp_path, "budget.usd=3"))
+    ticket = read_ticket(tmp_path / "run")
+    assert ticket is not None
+    assert ticket.limit_usd is not None
+    assert ticket.most_usd == ticket.limit_usd > (ticket.planned_usd or (0, 0))[1]
+    with pytest.raises(ConfigError, match=r"budget\.usd=0\.8: .*, 0\.74 of it for other jobs of this run or sweep"):
+        tune_in_cloud(search_of(tmp_path, "budget.usd=0.8"))

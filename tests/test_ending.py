@@ -21,12 +21,13 @@ LEFT = "nothing of it runs any more, its files remain in s3://b/j/ (S3 storage i
         ("training", "Completed", "", "completed; {}; `python -m graft.launcher follow runs/a` fetches its run"),
         ("training", "Failed", "no photos", "failed: no photos; {}; `python -m graft.launcher follow runs/a` fetches"),
         ("tuning", "Completed", "", "completed; {}; the same command with run_dir=runs/a fetches its trials"),
+        ("tuning", "Stopped", "", "stopped; {}; the same command with run_dir=runs/a fetches its trials"),
         # The same command would start another search.
         (
             "tuning",
-            "Stopped",
+            "Failed",
             "",
-            "stopped; {}; `aws sagemaker list-training-jobs-for-hyper-parameter-tuning-job "
+            "failed; {}; `aws sagemaker list-training-jobs-for-hyper-parameter-tuning-job "
             "--hyper-parameter-tuning-job-name graft-1` shows its trials",
         ),
     ],

@@ -47,7 +47,7 @@ def aws(running: LocalAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalAws
     use_server(monkeypatch, running.url)
     calls.client.cache_clear()
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("serve.endpoint_resources.LATE_S", 0.0)
+    monkeypatch.setattr("graft.launcher.calls.LATE_S", 0.0)
     yield running
     calls.client.cache_clear()
 
@@ -221,8 +221,8 @@ def test_logits_of_another_number_of_classes_are_one_message(
 def test_an_endpoint_whose_request_arrives_late_is_rolled_back_too(
     aws: LocalAws, packed_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resources.LATE_S == 0
-    monkeypatch.setattr(resources, "LATE_S", 20.0)
+    assert calls.LATE_S == 0
+    monkeypatch.setattr(calls, "LATE_S", 20.0)
     threads = []
 
     def stop_and_arrive(number: int, request: Any) -> None:

@@ -375,6 +375,7 @@ def test_the_policy_allows_all_that_is_asked_for_and_on_this_endpoint_alone() ->
         "sagemaker:ListModels",
         "sagemaker:ListTrainingJobs",
         "sagemaker:ListHyperParameterTuningJobs",
+        "pricing:GetProducts",
     }
     role = allowed(policies(config, "Dogs")["role"])
     assert "arn:aws:logs:us-east-1:*:log-group:/aws/sagemaker/Endpoints/Dogs" in role["logs:PutLogEvents"]

@@ -12,7 +12,7 @@ import pytest
 from graft.errors import CloudError, ConfigError, RunError
 from graft.launcher.__main__ import main
 from graft.launcher.listing import Listed, cost, in_words, list_jobs, listed
-from graft.launcher.prices import Machine, Prices, read_prices
+from graft.launcher.prices import Machine, Prices, read_prices, renew_prices
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.aws.listing import paged
 from tests.s3server import CREDENTIALS, forget_account
@@ -163,6 +163,19 @@ def test_what_is_billed_is_listed_however_old_it_is(script: Script) -> None:
     assert [job.name for job in found[102:]] == [f"graft-{number}" for number in range(50)]
 
 
+def test_jobs_of_others_are_neither_asked_for_nor_listed(script: Script) -> None:
+    def respond(request: dict[str, Any]) -> Answer:
+        return 200, paged("TrainingJobSummaries", [job for job in jobs if "StatusEquals" not in request], request)
+
+    # More of them than are asked for at once: ours are behind them.
+    jobs = [summary(f"team-graft-{number}", "InProgress", number) for number in range(60)]
+    jobs += [summary("graft-ours", "Completed", 100)]
+    script.reply("ListTrainingJobs", respond)
+    script.answer("ListHyperParameterTuningJobs", (200, {"HyperParameterTuningJobSummaries": []}))
+    script.answer("DescribeTrainingJob", DENIED)
+    assert [job.name for job in list_jobs("us-east-1")] == ["graft-ours"]
+
+
 def test_list_shows_what_is_billed_first(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [summary("graft-old", "Completed", 10), summary("graft-new", "InProgress", 7200)]
     script.answer("ListTrainingJobs", (200, {"TrainingJobSummaries": jobs}))
@@ -194,23 +207,54 @@ def test_a_job_that_has_ended_ran_until_then() -> None:
     assert listed("a", "training", "Completed", times, "TrainingEndTime").ran_s == pytest.approx(3600)
 
 
+def product(name: str, usd: str) -> str:
+    """An entry of AWS's price list."""
+    price = {"unit": "Hrs", "pricePerUnit": {"USD": usd}}
+    return json.dumps(
+        {
+            "product": {"attributes": {"instanceName": name, "vCpu": "4", "gpu": "1"}},
+            "terms": {"OnDemand": {"a": {"priceDimensions": {"b": price}}}},
+        }
+    )
+
+
+def price_list(script: Script, **by_component: list[str]) -> None:
+    """Answer what is asked of a component of SageMaker with its entries."""
+
+    def respond(request: dict[str, Any]) -> Answer:
+        (component,) = (term["Value"] for term in request["Filters"] if term["Field"] == "component")
+        return 200, {"PriceList": by_component.get(component, [])}
+
+    script.reply("GetProducts", respond, service="pricing")
+
+
 def test_prices_are_renewed_and_counted_by_plans(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    product = {
-        "product": {"attributes": {"instanceName": "ml.g4dn.xlarge", "vCpu": "4", "gpu": "1"}},
-        "terms": {"OnDemand": {"a": {"priceDimensions": {"b": {"unit": "Hrs", "pricePerUnit": {"USD": "0.92"}}}}}},
-    }
-    script.answer("GetProducts", (200, {"PriceList": [json.dumps(product)]}), service="pricing")
+    # Some machines only serve; where AWS lists both, training counts.
+    serving = [product("ml.m5.large-Hosting", "0.13"), product("ml.g4dn.xlarge-Hosting", "0.95")]
+    price_list(script, Training=[product("ml.g4dn.xlarge-Training", "0.92")], Hosting=serving)
     main(["prices", "eu-central-1"])
-    assert capsys.readouterr().out.startswith("1 machines in eu-central-1 on ")
-    prices = read_prices(tmp_path / "cache")
-    assert (prices.region, prices.machines) == ("eu-central-1", {"ml.g4dn.xlarge": Machine(0.92, 4, 1)})
-    script.answer("GetProducts", (200, {"PriceList": []}), service="pricing")
+    assert capsys.readouterr().out.startswith("2 machines in eu-central-1 on ")
+    prices = read_prices(tmp_path / "cache", "eu-central-1")
+    machines = {"ml.g4dn.xlarge": Machine(0.92, 4, 1), "ml.m5.large": Machine(0.13, 4, 1)}
+    assert (prices.region, prices.machines) == ("eu-central-1", machines)
+
+
+def test_prices_of_one_region_hide_those_of_no_other(script: Script, tmp_path: Path) -> None:
+    price_list(script, Training=[product("ml.g4dn.xlarge-Training", "0.92")])
+    renew_prices("eu-central-1", tmp_path)
+    shipped = read_prices(tmp_path, "us-east-1")
+    assert (shipped.region, shipped.of("ml.g4dn.xlarge", "us-east-1")) == ("us-east-1", 0.7364)
+    assert read_prices(tmp_path, None) == shipped
+    assert read_prices(tmp_path, "eu-west-1").of("ml.g4dn.xlarge", "eu-west-1") is None
+    renew_prices("us-east-1", tmp_path)
+    assert read_prices(tmp_path, None).of("ml.g4dn.xlarge", "us-east-1") == 0.92
+    assert read_prices(tmp_path, "eu-central-1").of("ml.g4dn.xlarge", "eu-central-1") == 0.92
 
 
 def test_a_region_without_prices_is_told(script: Script) -> None:
     script.answer("GetProducts", (200, {"PriceList": []}), service="pricing")
-    with pytest.raises(CloudError, match="region mars-1: AWS's price list has no training prices there"):
+    with pytest.raises(CloudError, match="region mars-1: AWS's price list has no prices of machines there"):
         main(["prices", "mars-1"])

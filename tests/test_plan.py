@@ -165,6 +165,43 @@ def test_what_all_jobs_cost_at_most_is_what_their_limits_allow() -> None:
     assert replace(one, usd_per_hour=None).most_usd is None
 
 
+def test_all_lives_of_a_spot_job_stay_within_the_budget() -> None:
+    # AWS counts MaxRuntimeInSeconds anew after an interruption; MaxWaitTimeInSeconds bounds all lives and the waiting.
+    config = in_cloud("launcher.spot=true", "launcher.max_hours=1")
+    plan = make_plan(config, Entry.train, 1, PRICES, CORE, None)
+    assert plan.limits == Limits(3600, None, 3600 + 86_400)
+    assert plan.most_usd == pytest.approx(25 * 0.72)
+    tight, wide = (changed(config, {"budget.usd": usd}) for usd in (0.18, 1.8))
+    assert limits_of(plan, tight) == Limits(900, 900, 900)
+    assert limits_of(plan, wide) == Limits(3600, 9000, 9000)
+    assert limits_of(plan, changed(config, {"budget.usd": 100})).spot_seconds == 3600 + 86_400
+    assert replace(plan, limits=limits_of(plan, wide)).most_usd == pytest.approx(1.8)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            (),
+            "after 25 h, $18.00 at most, waiting and interruptions included (launcher.max_hours and a day); each of "
+            "its lives after 1 h (launcher.max_hours)",
+        ),
+        (("budget.usd=0.18",), "after 0.25 h, $0.18 at most, waiting and interruptions included (budget.usd)"),
+        (
+            ("budget.usd=1.8",),
+            "after 2.5 h, $1.80 at most, waiting and interruptions included (budget.usd); each of its lives after 1 h "
+            "(launcher.max_hours)",
+        ),
+    ],
+)
+def test_a_plan_says_when_a_spot_job_ends(more: tuple[str, ...], told: str) -> None:
+    config = in_cloud("launcher.spot=true", "launcher.max_hours=1", *more)
+    lines = list(describe(make_plan(config, Entry.train, 1, PRICES, CORE, None), config, PRICES, None))
+    assert f"ends by itself: {told}" in lines
+    waits = "assumed: with budget.usd, waiting counts towards the end: an interruption starts a job's own clock again"
+    assert (waits in lines) == bool(more)
+
+
 def test_the_jobs_of_a_sweep_are_summed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = in_cloud("launcher.max_parallel=3")
     plan = make_plan(config, Entry.train, 1, PRICES, CORE, None)  # $0.022825 .. $0.10556, 1.902 .. 8.797 minutes
@@ -189,7 +226,7 @@ def test_a_sweep_above_the_budget_is_refused_with_its_sum(tmp_path: Path) -> Non
 
 
 def test_the_shipped_table_is_dated_and_knows_the_original_machine(tmp_path: Path) -> None:
-    prices = read_prices(tmp_path)
+    prices = read_prices(tmp_path, None)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", prices.date)
     assert prices.of("ml.g4dn.xlarge", "us-east-1") == 0.7364
     assert prices.of("ml.g4dn.xlarge", "eu-west-1") is None

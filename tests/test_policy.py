@@ -12,6 +12,7 @@ from graft.launcher.__main__ import main
 from graft.launcher.policy import policies
 from tests.composing import composed
 from tests.s3server import forget_account
+from tests.test_api_faults import OPERATIONS
 
 ROLE = "arn:aws:iam::123456789012:role/graft"
 ACCOUNT = (f"launcher.role={ROLE}", "launcher.bucket=mine", "launcher.region=eu-west-1")
@@ -97,6 +98,27 @@ def test_the_documents_are_no_longer_than_iam_accepts() -> None:
     assert len("".join(json.dumps(policies(in_cloud(), "dogs")["user"]).split())) > 2048
 
 
+# What AWS calls the permission where it is not called as the operation: "Actions, resources, and condition keys".
+PERMISSIONS = {
+    ("s3", "HeadBucket"): "s3:ListBucket",
+    ("s3", "ListObjectsV2"): "s3:ListBucket",
+    ("s3", "HeadObject"): "s3:GetObject",
+    ("s3", "CreateMultipartUpload"): "s3:PutObject",
+    ("s3", "UploadPart"): "s3:PutObject",
+    ("s3", "CompleteMultipartUpload"): "s3:PutObject",
+    ("sagemaker-runtime", "InvokeEndpoint"): "sagemaker:InvokeEndpoint",
+}
+# Anybody may ask who he is, and whoever began an upload may abort it.
+FREE = {("sts", "GetCallerIdentity"), ("s3", "AbortMultipartUpload")}
+
+
+def test_every_operation_that_is_asked_for_is_allowed() -> None:
+    """Of the operations that tests/test_api_faults.py finds in the code."""
+    user = allowed(policies(in_cloud("search.backend=tuning_job"), "dogs")["user"])
+    needed = {PERMISSIONS.get(operation, ":".join(operation)) for operation in OPERATIONS - FREE}
+    assert needed - set(user) == set()
+
+
 def test_a_network_takes_more() -> None:
     config = in_cloud("launcher.subnets=[subnet-1]", "launcher.security_groups=[sg-1]")
     assert "ec2:CreateNetworkInterface" in allowed(policies(config)["role"])
@@ -112,6 +134,7 @@ def test_nothing_is_allowed_on_everything_that_knows_a_resource() -> None:
     assert everywhere == {
         "sagemaker:ListTrainingJobs",
         "sagemaker:ListHyperParameterTuningJobs",
+        "pricing:GetProducts",
         "cloudwatch:PutMetricData",
         "ecr:GetAuthorizationToken",
     }

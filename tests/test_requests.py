@@ -52,7 +52,7 @@ def in_cloud(*more: str) -> Config:
 
 
 def training(*more: str, channels: tuple[Channel, ...] = (PHOTOS,)) -> dict[str, Any]:
-    return training_job_request(in_cloud(*more), ACCOUNT, NAME, channels, Limits(14_400))
+    return training_job_request(in_cloud(*more), ACCOUNT, NAME, channels, Limits(14_400, None, 100_800))
 
 
 def tuning(*more: str, spreads: dict[str, Spread] = SPACE) -> dict[str, Any]:
@@ -191,13 +191,14 @@ def test_letters_of_any_script_are_accepted_in_tags() -> None:
     assert list(problems("CreateTrainingJob", request)) == []
 
 
-def test_spot_waits_a_day_longer_than_it_runs() -> None:
+def test_spot_waits_longer_than_it_runs() -> None:
     assert training("launcher.spot=true")["StoppingCondition"] == {
         "MaxRuntimeInSeconds": 14_400,
         "MaxWaitTimeInSeconds": 100_800,
     }
     longest = training_job_request(in_cloud("launcher.spot=true"), ACCOUNT, NAME, [PHOTOS], Limits(28 * 86_400))
     assert longest["StoppingCondition"] == {"MaxRuntimeInSeconds": 2_419_200, "MaxWaitTimeInSeconds": 2_419_200}
+    assert training()["StoppingCondition"] == {"MaxRuntimeInSeconds": 14_400}
 
 
 def test_a_job_that_goes_on_has_the_checkpoints_of_the_earlier_one() -> None:
@@ -229,6 +230,17 @@ CONTRADICTIONS = [
     (lambda: tuning("search.pruner=median"), "search.pruner=median: a tuning job stops trials by a rule of its own"),
     (lambda: tuning("search.sampler=grid"), "a tuning job's grid takes lists of values"),
     (lambda: tags_of(in_cloud("launcher.tags=[owner]")), "launcher.tags=[owner]: accepted is KEY=VALUE each"),
+    (
+        lambda: tags_of(in_cloud("launcher.tags=['Project=mine']")),
+        "launcher.tags=[Project=mine]: Project is not free; accepted is any key but project, deployment, which graft "
+        "sets, and aws:..., which AWS keeps",
+    ),
+    (lambda: tags_of(in_cloud("launcher.tags=['deployment=1']")), "launcher.tags=[deployment=1]: deployment is not"),
+    (lambda: tags_of(in_cloud("launcher.tags=['aws:x=1']")), "launcher.tags=[aws:x=1]: aws:x is not free; accepted"),
+    (
+        lambda: tags_of(in_cloud("launcher.tags=['team=a','team=b']")),
+        "launcher.tags=[team=b]: team is given more than once; accepted is each key once",
+    ),
 ]
 
 

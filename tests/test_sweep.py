@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from graft.errors import CloudError
-from graft.launcher import finish_sweep
+from graft.errors import CloudError, RunError
+from graft.launcher import finish_sweep, stopping
+from graft.launcher.__main__ import main
 from graft.launcher.cloud import conclude_member
 from graft.launcher.plan import Others
+from graft.launcher.stopping import heed_stop, mark_stopped
 from graft.launcher.sweep import follow_sweep, members, others_of, wait_for_turn
 from graft.launcher.ticket import Ticket, read_ticket, write_ticket
 from tests.s3server import CREDENTIALS, forget_account
@@ -189,6 +191,37 @@ def test_a_sweep_that_is_not_waited_for_says_how_to_follow_it(
     submitted(tmp_path, "one", "two", followed=False)
     assert not finish_sweep(tmp_path)
     assert "of this sweep go on and are billed: one, two" in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_stopped_elsewhere_submits_no_more(script: Script, tmp_path: Path) -> None:
+    heed_stop(tmp_path / "0")  # as the command does for each member
+    submitted(tmp_path, "one", "two")
+    states(script, training("InProgress"))
+    script.answer("StopTrainingJob", (200, {}))
+    with pytest.raises(RunError) as caught:
+        wait_for_turn(tmp_path / "2", 2, pause=lambda seconds: main(["stop", str(tmp_path)]))
+    assert str(caught.value) == (
+        f"run_dir={tmp_path / '2'}: its sweep was stopped (`python -m graft.launcher stop {tmp_path}`), so no further "
+        "job of it is created; the same command with the same run_dir goes on with it"
+    )
+    with pytest.raises(RunError):
+        heed_stop(tmp_path / "3")
+    heed_stop(tmp_path.parent / "alone" / "0")
+
+
+def test_a_sweep_that_was_stopped_before_goes_on_with_the_same_command(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(tmp_path, "one", "two")
+    states(script, training("Stopped"))
+    main(["stop", str(tmp_path)])
+    assert capsys.readouterr().err.startswith(f"no further job of {tmp_path} is created; the command that started")
+    monkeypatch.setattr(stopping, "_BEFORE", {})  # another process
+    heed_stop(tmp_path / "0")
+    wait_for_turn(tmp_path / "2", 2)
+    mark_stopped(tmp_path)
+    with pytest.raises(RunError):
+        wait_for_turn(tmp_path / "2", 2)
 
 
 def test_a_sweep_that_was_only_planned_has_no_runs_to_show(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_the_files_are_those_of_a_search(tmp_path: Path, capsys: pytest.CaptureF
     assert study["best"] == search.best == 2
     assert [row["state"] for row in study["trials"]] == ["ok", "ok", "pruned", "failed", "diverged", "ok", "ok"]
     assert study["trials"][1]["params"] == {"optim.lr": 0.03, "data.batch_size": 64, "trainer.max_epochs": 5}
+    # By SageMaker, or by a person who stopped all of it: an entry does not tell.
+    assert study["trials"][2]["reason"] == "stopped early, or with its tuning job"
     assert study["trials"][3]["reason"] == "AlgorithmError: no photos"
     assert (tmp_path / "best.yaml").read_text() == (
         '- "trainer=sagemaker_gpu"\n- "optim.weight_decay=0"\n- "optim.lr=0.03"\n- "data.batch_size=64"\n'

@@ -199,6 +199,11 @@ def sweep_size() -> int | None:
     return math.prod(counts.values()) or None
 
 
+def hydra_launcher() -> str:
+    """What runs the members of a sweep (`hydra/launcher`): basic runs them one by one in this process."""
+    return str(HydraConfig.get().runtime.choices["hydra/launcher"]) if HydraConfig.initialized() else "basic"
+
+
 def same_command(config: Config) -> list[str]:
     """Script and arguments with which another process composes this very run, also where it is one of a sweep."""
     test = {None: "null", True: "true", False: "false"}[config.evaluate.test]

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m graft.data", description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_split(commands)
+    _add_fetch(commands)
     _add_upload(commands)
     _add_check(commands)
     _add_list(commands)
@@ -85,6 +86,26 @@ def _run_split(arguments: argparse.Namespace) -> None:
     for line in _remarks(report):
         print(_printable(line))
     print(_printable(f"next: python train.py data=folder {_root_override(arguments.dst)}"))
+
+
+def _add_fetch(commands: Commands) -> None:
+    summary = "download a zip file of photos and unpack it, as a run does where data.root is not there"
+    parser = commands.add_parser("fetch", help=summary, description=summary)
+    parser.add_argument("url", metavar="URL", help="data.archive: s3://BUCKET/KEY that anybody may read, or https://")
+    parser.add_argument("dst", metavar="DST", type=Path, help=f"folder that is not there yet; it gets photos {_LAYOUT}")
+    parser.add_argument("--bytes", type=int, metavar="N", help="data.archive_bytes: size of the file (default: any)")
+    parser.add_argument("--region", help="data.archive_region: of its bucket (default: asked for)")
+    parser.set_defaults(run=_run_fetch, if_interrupted="what has come is kept; the same command goes on from here")
+
+
+def _run_fetch(arguments: argparse.Namespace) -> None:
+    from graft.data.archive import fetch_archive
+    from graft.terminal import progress_bar
+
+    target, bar = arguments.dst.expanduser(), partial(progress_bar, unit="bytes")
+    fetch_archive(arguments.url, target, size=arguments.bytes, region=arguments.region, progress=bar)
+    print(_printable(f"{target} is there"))
+    print(_printable(f"next: python train.py data=folder {_root_override(target)}"))
 
 
 def _add_upload(commands: Commands) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from graft.command import overrides_given, same_command
-from graft.config import Config, LauncherKind
+from graft.command import hydra_launcher, overrides_given, same_command
+from graft.config import Config, LauncherKind, sweep_member
 from graft.errors import ConfigError
 from graft.launcher.job import Entry
 from graft.launcher.torchrun import run_together
@@ -36,6 +36,7 @@ def launch(
         SystemExit: another process failed, and has said why.
     """
     if config.launcher.kind is LauncherKind.sagemaker:
+        _refuse_parallel_sweep()
         from graft.launcher.cloud import Work, run_in_cloud
 
         run_in_cloud(Work(config, entry, overrides_given(), trials))
@@ -58,6 +59,17 @@ def launch(
         )
     run_together(same_command(config), config.trainer.devices)
     return None
+
+
+def _refuse_parallel_sweep() -> None:
+    """Refuse to submit jobs from several processes at once: none would count those of the others."""
+    launcher = hydra_launcher()
+    if sweep_member() and launcher != "basic":
+        raise ConfigError(
+            f"hydra/launcher={launcher}: its processes would submit jobs without counting each other's, beyond "
+            "launcher.max_parallel and budget.usd; accepted is basic: the jobs run beside each other anyway, "
+            "launcher.max_parallel at a time"
+        )
 
 
 def finish_sweep(sweep_dir: Path) -> bool:

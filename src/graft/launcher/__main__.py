@@ -1,7 +1,7 @@
 """`python -m graft.launcher follow|stop|list|policy|prices|calibrate`: jobs of an account, and what they cost.
 
   follow RUN_DIR       watch the job of a run directory, or of a sweep, and fetch its run
-  stop RUN_DIR         end it
+  stop RUN_DIR         end it; of a sweep, no further job is created either
   list                 the jobs of the account that graft made: state, age and dollars
   policy KEY=VALUE ..  the IAM policies that a configuration needs; who=user|role|trust prints one alone,
                        endpoint=NAME adds what `python -m serve deploy` and its like take
@@ -27,9 +27,10 @@ from graft.launcher.follow import follow, stop
 from graft.launcher.listing import list_jobs, table
 from graft.launcher.policy import policies
 from graft.launcher.presence import confirmed
-from graft.launcher.prices import read_prices, renew_prices
+from graft.launcher.prices import read_prices, renew_prices, renewed_path
 from graft.launcher.source import CHECKOUT
 from graft.launcher.status import ask
+from graft.launcher.stopping import mark_stopped
 from graft.launcher.sweep import follow_sweep, members
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.terminal import plain_errors, say
@@ -68,12 +69,15 @@ def _follow(run_dir: Path) -> None:
         say(f"all {len(jobs)} jobs of {run_dir} have ended")
         return
     ticket = confirmed(_ticket(run_dir), run_dir)
-    conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
-    if ticket.kind == "tuning":
+    ticket = conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
+    if ticket.kind == "tuning" and ticket.state == "Completed":
         say("its trials: the command that started the search, with the same run_dir, reads them")
 
 
 def _stop(run_dir: Path) -> None:
+    if members(run_dir):
+        mark_stopped(run_dir)
+        say(f"no further job of {run_dir} is created; the command that started the sweep, given again, goes on with it")
     refused = []
     for run, ticket in (members(run_dir) or {run_dir: _ticket(run_dir)}).items():
         try:
@@ -105,7 +109,7 @@ def _list(rest: Sequence[str]) -> None:
     region = found_region(config)
     if region is None:
         raise ConfigError("launcher.region=null: accepted is the name of a region, such as us-east-1")
-    table(list_jobs(region), region, read_prices(_cache(config)))
+    table(list_jobs(region), region, read_prices(_cache(config), region))
 
 
 def _policy(rest: Sequence[str]) -> None:
@@ -122,7 +126,8 @@ def _prices(rest: Sequence[str]) -> None:
         raise ConfigError("accepted: python -m graft.launcher prices REGION")
     cache = _cache(_configured([]))
     prices = renew_prices(rest[0], cache)
-    print(f"{len(prices.machines)} machines in {prices.region} on {prices.date}; plans use them ({cache}/prices.json)")
+    path = renewed_path(cache, prices.region)
+    print(f"{len(prices.machines)} machines in {prices.region} on {prices.date}; plans use them ({path})")
 
 
 def _calibrate(rest: Sequence[str]) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from graft.config import Config, DataKind
 from graft.errors import ConfigError
+
+OURS = ("project", "graft")  # the tag by which everything of this project is found
+DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
+_RESERVED = (OURS[0], DEPLOYMENT)
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,23 @@ def _missing(config: Config) -> Iterator[str]:
     if not c.bucket:
         yield "launcher.bucket=BUCKET, for source, checkpoints and results: aws s3 mb s3://BUCKET"
     if config.data.kind is DataKind.folder and not config.data.root.startswith("s3://"):
-        yield (
-            f"data.root=s3://{bucket}/photos (now {config.data.root}): python -m graft.data upload "
-            f"{config.data.root} s3://{bucket}/photos"
-        )
+        sends = " && ".join(_that_send_photos(config, f"s3://{bucket}/photos"))
+        yield f"data.root=s3://{bucket}/photos (now {config.data.root}): {sends}"
     weights = config.model.weights
     if Path(weights).suffix and not is_weights_file(weights):
         yield f"model.weights=FILE (now {weights}, which is not there): a name such as imagenet1k_v1, or a file to send"
     if config.search.storage:  # not shown: such a URL has a password in it
         yield "search.storage=null (now a URL): a job keeps its study in its own run directory"
+
+
+def _that_send_photos(config: Config, place: str) -> Iterator[str]:
+    """The commands after which the photos are in S3: those of a set that is not here yet are fetched first."""
+    data, root = config.data, Path(config.data.root).expanduser()  # quoted for the shell, which expands no ~ then
+    if data.archive and not root.exists():
+        size = ["--bytes", str(data.archive_bytes)] if data.archive_bytes else []
+        region = ["--region", data.archive_region] if data.archive_region else []
+        yield shlex.join(["python", "-m", "graft.data", "fetch", data.archive, str(root), *size, *region])
+    yield shlex.join(["python", "-m", "graft.data", "upload", str(root), place])
 
 
 def require(config: Config) -> None:
@@ -98,13 +111,23 @@ def tags_of(config: Config) -> tuple[tuple[str, str], ...]:
     """`launcher.tags` with one by which everything of this project is found.
 
     Raises:
-        ConfigError: one of them is not KEY=VALUE.
+        ConfigError: one of them is not KEY=VALUE, or its key is given twice or is not free.
     """
-    pairs = [text.partition("=") for text in config.launcher.tags]
-    for text, (key, equals, _) in zip(config.launcher.tags, pairs, strict=True):
+    found = [OURS]
+    for text in config.launcher.tags:
+        key, equals, value = text.partition("=")
         if not (key and equals):
             raise ConfigError(f"launcher.tags=[{text}]: accepted is KEY=VALUE each")
-    return (("project", "graft"), *((key, value) for key, _, value in pairs))
+        # IAM, whose role has them too, does not tell keys apart by case.
+        if key.casefold() in _RESERVED or key.casefold().startswith("aws:"):
+            raise ConfigError(
+                f"launcher.tags=[{text}]: {key} is not free; accepted is any key but {', '.join(_RESERVED)}, which "
+                "graft sets, and aws:..., which AWS keeps"
+            )
+        if key.casefold() in (other.casefold() for other, _ in found):
+            raise ConfigError(f"launcher.tags=[{text}]: {key} is given more than once; accepted is each key once")
+        found.append((key, value))
+    return tuple(found)
 
 
 def account_of(config: Config, image: str) -> Account:

@@ -20,6 +20,8 @@ _ATTEMPTS = 6
 _CONNECT_S, _READ_S = 10, 60
 LONGEST_PAUSE_S = 10.0
 GIVE_UP_S = 600.0  # AWS not answering for so long is no passing fault
+# A request whose connection broke may arrive after that; AWS's own answers take seconds.
+LATE_S = 30.0
 _MAKING = Lock()  # boto3's default session, which makes clients, is not thread-safe; clients are
 
 _BUSY = {"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
@@ -104,6 +106,24 @@ def patiently(step: Callable[[], Found | None], pause: Pause = time.sleep) -> Fo
         if found is not None:
             return found
         pause(pause_after(now - started))
+
+
+def once_it_arrived(look: Callable[[], Found | None], ago: float = 0.0, pause: Pause = time.sleep) -> Found | None:
+    """What a look finds of a request whose answer got lost: repeated during `LATE_S` seconds while it finds nothing.
+
+    Args:
+        look: gives None where nothing is there.
+        ago: seconds since the request was sent.
+        pause: waits so many seconds.
+
+    Raises:
+        CloudError: of the look.
+    """
+    waited = ago
+    while (found := look()) is None and waited < LATE_S:
+        pause(1.0)
+        waited += 1.0
+    return found
 
 
 def pause_after(seconds: float) -> float:

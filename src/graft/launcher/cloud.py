@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from graft.artifacts import differences, read_state, record_failure
+from graft.artifacts import record_failure
 from graft.command import Spread, sweep_size, value_of
 from graft.config import OBJECTIVES, Config, SearchBackend, changed, sweep_member, to_yaml
-from graft.errors import CloudError, ConfigError, RunError
+from graft.errors import CloudError, ConfigError
 from graft.launcher.account import found_region, require
 from graft.launcher.bill import note_on_pages, planned_and_actual
 from graft.launcher.calibration import read_calibration
+from graft.launcher.earlier import earlier_job, is_to_be_repeated
 from graft.launcher.ending import after_the_end, ended_badly
 from graft.launcher.fetch import fetch_output, fetch_run
 from graft.launcher.follow import follow, how_to_follow
@@ -21,18 +22,15 @@ from graft.launcher.job import Entry
 from graft.launcher.plan import ALONE, Others, Plan, check_budget, make_plan
 from graft.launcher.plan_text import compare_backends, describe
 from graft.launcher.planned import note_planned
-from graft.launcher.presence import confirmed
 from graft.launcher.prices import Prices, read_prices
+from graft.launcher.stopping import heed_stop
 from graft.launcher.submit import Submission, submit
 from graft.launcher.sweep import going_on, others_of, submitted, wait_for_turn
-from graft.launcher.ticket import Ticket, read_ticket, write_ticket
-from graft.launcher.trials import TunedTrial, best_trial, read_trials
+from graft.launcher.ticket import Ticket, read_ticket
+from graft.launcher.trials import TunedTrial, best_trial, read_trials, with_bill
 from graft.signals import exit_when_told
 from graft.storage import local_path, write_text
 from graft.terminal import run_table, say
-
-# They say who runs a job and for how much, not what it computes.
-_NOT_OF_THE_RUN = ("launcher.", "budget.", "search.backend", "search.max_minutes")
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,16 @@ def run_in_cloud(work: Work) -> Ticket | None:
     Raises:
         ConfigError: something is missing, contradictory, not accepted by the service, or above the budget.
         CloudError: the job failed, or AWS refuses.
-        RunError: the run directory is finished, or holds another run.
+        RunError: the run directory is finished, or holds another run, or its sweep was stopped meanwhile.
     """
     config = work.config
     run_dir = local_path(config.run_dir, "run_dir")
     region, cache = found_region(config), local_path(config.features.cache_dir, "features.cache_dir")
-    prices = read_prices(cache)
+    prices = read_prices(cache, region)
     if not config.launcher.plan:
+        heed_stop(run_dir)
         require(config)
-    ticket = read_ticket(run_dir) if config.launcher.plan else _earlier(config, run_dir)
+    ticket = read_ticket(run_dir) if config.launcher.plan else earlier_job(config, run_dir)
     others = _others(run_dir, ticket)
     plan = _plan(work, prices, cache, region, others)
     if config.launcher.plan:
@@ -85,14 +84,14 @@ def run_in_cloud(work: Work) -> Ticket | None:
             note_planned(member.parent, plan, config)
         check_budget(plan, config, others.usd)
         return None
-    if ticket is None or ticket.state in ("Failed", "Stopped") or _has_trials_left(ticket, run_dir):
+    if ticket is None or is_to_be_repeated(ticket, run_dir, searches=work.is_tuning_job):
         check_budget(plan, config, others.usd)
         for line in _plan_lines(work, plan, prices, cache, region):
             say(line)
         if member := sweep_member():
             wait_for_turn(member, config.launcher.max_parallel)
         ticket = _submit(work, plan, run_dir, ticket)
-    if sweep_member() or not config.launcher.wait:
+    if sweep_member() or not (config.launcher.wait or ticket.has_ended):
         say(f"submitted {how_to_follow(ticket, run_dir)}")
         return None
     return conclude(ticket if ticket.has_ended else follow(ticket, run_dir), run_dir)
@@ -115,9 +114,8 @@ def tune_in_cloud(work: Work) -> list[TunedTrial]:
     run_dir, objective = Path(work.config.run_dir).expanduser(), work.config.search.objective
     with after_the_end(ticket, run_dir):
         trials = read_trials(ticket)
-    seconds = sum(trial.billed_seconds for trial in trials)
-    ticket = replace(ticket, billed_seconds=seconds, actual_usd=ticket.usd(seconds))
-    say(planned_and_actual(write_ticket(run_dir, ticket)))
+    if not trials:
+        raise CloudError(f"{ticket.name} was stopped before a trial began; another run_dir starts another search")
     best = best_trial(trials, maximize=OBJECTIVES[objective])
     if best:
         # Where the photos are for a person, not for the container; the one that is fetched does not replace it.
@@ -130,7 +128,7 @@ def tune_in_cloud(work: Work) -> list[TunedTrial]:
 
 
 def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
-    """Fetch the run of a job that has ended, and say what it came to.
+    """Fetch the run of a job that has ended, or the bill of a tuning job's trials, and say what it came to.
 
     Raises:
         CloudError: the job failed or was stopped; the message says why and what remains.
@@ -143,9 +141,13 @@ def conclude(ticket: Ticket, run_dir: Path) -> Ticket:
         say(f"fetched {count} files from {ticket.results} to {run_dir}")
         say(planned_and_actual(ticket))
         note_on_pages(ticket, run_dir)
-    elif ticket.state == "Stopped":
-        say(ended_badly(ticket, run_dir))  # the trials that ended are read all the same
-        return ticket
+    else:
+        with after_the_end(ticket, run_dir):
+            ticket = with_bill(ticket, run_dir)
+        say(planned_and_actual(ticket))
+        if ticket.state == "Stopped":
+            say(ended_badly(ticket, run_dir))  # the trials that ended are read all the same
+            return ticket
     if ticket.state != "Completed":
         raise CloudError(ended_badly(ticket, run_dir))
     if ticket.entry == Entry.train.name and ticket.kind == "training":
@@ -197,39 +199,6 @@ def _plan_lines(work: Work, plan: Plan, prices: Prices, cache: Path, region: str
 
 def _with_backend(config: Config, backend: SearchBackend) -> Config:
     return replace(config, search=replace(config.search, backend=backend))
-
-
-def _earlier(config: Config, run_dir: Path) -> Ticket | None:
-    """The job that an earlier command submitted for this run directory; None where none is there.
-
-    Raises:
-        RunError: the directory is finished, or holds another run.
-    """
-    if read_state(run_dir).get("state") == "finished":
-        raise RunError(f"run_dir={run_dir} holds a finished run; give another run_dir, or delete that one")
-    ticket = read_ticket(run_dir)
-    if ticket is None:
-        return None
-    kept = run_dir / "config.yaml"
-    if kept.exists() and (listed := differences(kept.read_text(), to_yaml(config), _NOT_OF_THE_RUN)):
-        raise RunError(
-            f"run_dir={run_dir} is of job {ticket.name} with another configuration: {', '.join(listed)}; give the same "
-            "configuration to follow it, or another run_dir"
-        )
-    ticket = confirmed(ticket, run_dir)
-    if not ticket.has_ended:
-        say(f"job {ticket.name} was submitted for this run before")
-    return ticket
-
-
-def _has_trials_left(ticket: Ticket, run_dir: Path) -> bool:
-    """Whether a job ended its search because its time was over; the next one goes on with its study."""
-    if ticket.state != "Completed" or ticket.kind != "training":
-        return False
-    try:
-        return bool(json.loads((run_dir / "search.json").read_text()).get("left"))
-    except (OSError, ValueError):  # of a run, or not fetched whole: it is fetched now
-        return False
 
 
 def _submit(work: Work, plan: Plan, run_dir: Path, earlier: Ticket | None) -> Ticket:

@@ -17,7 +17,12 @@ def ended_badly(ticket: Ticket, run_dir: Path) -> str:
             f"job {ticket.name} was never created{stays([ticket.uri + '/'])}; the same command with run_dir={run_dir} "
             "tries again"
         )
-    goes_on = "goes on from its checkpoints" if ticket.kind == "training" else "starts another one"
+    if ticket.kind == "training":
+        goes_on = "goes on from its checkpoints"
+    elif ticket.state == "Stopped":
+        goes_on = "reads the trials that ended, and with another run_dir starts another search"
+    else:
+        goes_on = "starts another one"
     return f"{_end(ticket)}; the same command with run_dir={run_dir} {goes_on}"
 
 
@@ -47,7 +52,7 @@ def after_the_end(ticket: Ticket, run_dir: Path) -> Iterator[None]:
     except CloudError as error:
         if ticket.kind == "training":
             again = f"`python -m graft.launcher follow {run_dir}` fetches its run"
-        elif ticket.state == "Completed":
+        elif ticket.state != "Failed":
             again = f"the same command with run_dir={run_dir} fetches its trials"
         else:  # that would start another one
             again = (

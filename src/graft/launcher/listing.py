@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import Any
 
 from graft.launcher.calls import client, explained
+from graft.launcher.policy import NAMES
 from graft.launcher.prices import Prices
 
 _NEWEST = 50  # of each kind, besides those that are billed
 _BILLED = ("InProgress", "Stopping")
+_PREFIX = NAMES.removesuffix("*")  # NameContains finds others' jobs too, which the policy does not let us describe
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ def _tuning(region: str) -> Iterator[Listed]:
 def _summaries(operation: str, key: str, name: str, region: str) -> dict[str, dict[str, Any]]:
     """By name the entries of a list: all that are billed, however old, and the newest of the others."""
     pages = client("sagemaker", region).get_paginator(operation)
-    newest = {"PageSize": _NEWEST, "MaxItems": _NEWEST}
-    asked = [
-        *(pages.paginate(NameContains="graft-", StatusEquals=state) for state in _BILLED),
-        pages.paginate(NameContains="graft-", SortBy="CreationTime", SortOrder="Descending", PaginationConfig=newest),
-    ]
-    return {job[name]: job for answers in asked for page in answers for job in page[key]}
+
+    def ours(**which: Any) -> Iterator[dict[str, Any]]:
+        for page in pages.paginate(NameContains=_PREFIX, **which):
+            yield from (job for job in page[key] if job[name].startswith(_PREFIX))
+
+    newest = ours(SortBy="CreationTime", SortOrder="Descending", PaginationConfig={"PageSize": _NEWEST})
+    billed = chain.from_iterable(ours(StatusEquals=state) for state in _BILLED)
+    return {job[name]: job for job in chain(billed, islice(newest, _NEWEST))}
 
 
 def listed(name: str, kind: str, state: str, job: dict[str, Any], end: str) -> Listed:

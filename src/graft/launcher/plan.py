@@ -12,7 +12,7 @@ from graft.errors import ConfigError
 from graft.launcher.calibration import BACKBONE_GMACS, Calibration, Span, look_seconds
 from graft.launcher.job import Entry
 from graft.launcher.prices import Machine, Prices
-from graft.launcher.requests import Limits
+from graft.launcher.requests import DAY_S, Limits
 
 DOGS = 8_351  # photos of the data set that graft was made for
 _CLASSES_OF_DEMO = 8
@@ -86,7 +86,7 @@ class Plan:
         """What all jobs cost where each is ended by its limits; None where the price is not known."""
         if self.usd_per_hour is None:
             return None
-        seconds = self.jobs * self.limits.seconds
+        seconds = self.jobs * (self.limits.spot_seconds or self.limits.seconds)
         if self.limits.search_seconds is not None and self.jobs > 1:
             seconds = min(seconds, self.parallel * self.limits.search_seconds)
         return seconds * self.instances * self.usd_per_hour / 3600
@@ -169,17 +169,20 @@ def limits_of(plan: Plan, config: Config, others: Others = ALONE) -> Limits:
     """When jobs are ended: `launcher.max_hours`, or what `budget.usd` pays for where that is less.
 
     Of what is left of the budget, a job of a sweep may take an equal share, or what it is planned to cost at most
-    where that is more: however long the jobs run, all of them together stay within the budget.
+    where that is more: however long the jobs run, all of them together stay within the budget. On spare capacity a
+    job waits a day beyond its run, which costs nothing; with a budget no longer than it pays for, as no limit of AWS's
+    bounds all lives of a job without its waiting.
     """
     hours, minutes = longest_seconds(config), config.search.max_minutes
     whole = None if minutes is None else math.ceil(60 * minutes)
     if config.budget.usd is None or plan.usd is None or plan.usd_per_hour is None:
-        return Limits(hours, whole)
+        return Limits(hours, whole, hours + DAY_S if config.launcher.spot else None)
     left = config.budget.usd - others.usd
     share = left / others.to_come if others.to_come else 0.0
     allowed = min(left, max(share, plan.usd.high))
     paid = seconds_for(allowed, plan.usd_per_hour * plan.instances)
-    return Limits(min(hours, paid), min(max(paid // plan.parallel, 1), whole or paid))
+    seconds, search = min(hours, paid), min(max(paid // plan.parallel, 1), whole or paid)
+    return Limits(seconds, search, min(seconds + DAY_S, paid) if config.launcher.spot else None)
 
 
 def search_minutes(plan: Plan, config: Config) -> float:
@@ -252,3 +255,5 @@ def _assumptions(config: Config, prices: Prices, calibration: Calibration, regio
         yield f"{config.trainer.devices} of the machine's {machine.gpus} GPUs (trainer.devices={machine.gpus} uses all)"
     if config.launcher.spot:
         yield "the on-demand price; spot capacity costs less, by up to 90 %, and may take longer"
+    if config.launcher.spot and config.budget.usd is not None:
+        yield "with budget.usd, waiting counts towards the end: an interruption starts a job's own clock again"

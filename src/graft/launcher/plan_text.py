@@ -9,6 +9,7 @@ from graft.launcher.calibration import Span
 from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, dollars, longest_seconds
 from graft.launcher.prices import Prices
+from graft.launcher.requests import DAY_S
 
 
 def describe(plan: Plan, config: Config, prices: Prices, region: str | None) -> Iterator[str]:
@@ -63,8 +64,19 @@ def _cost(plan: Plan, prices: Prices, region: str | None) -> str:
 
 
 def _end(plan: Plan, config: Config) -> str:
-    hours = plan.limits.seconds / 3600
-    key = "budget.usd" if plan.limits.seconds < longest_seconds(config) else "launcher.max_hours"
+    limits, each = plan.limits, "each job " if plan.jobs > 1 else ""
+    key = "budget.usd" if limits.seconds < longest_seconds(config) else "launcher.max_hours"
+    if limits.spot_seconds is None:
+        return f"{each}after {_hours(plan, limits.seconds)} ({key})"
+    of_all = "budget.usd" if limits.spot_seconds < limits.seconds + DAY_S else f"{key} and a day"
+    life = f"; each of its lives after {limits.seconds / 3600:.2g} h ({key})" if of_all != key else ""
+    return (
+        f"{each}after {_hours(plan, limits.spot_seconds)} at most, waiting and interruptions included ({of_all}){life}"
+    )
+
+
+def _hours(plan: Plan, seconds: int) -> str:
+    """So many seconds of a job, and what they cost."""
+    hours = seconds / 3600
     cost = "" if plan.usd_per_hour is None else f", ${hours * plan.instances * plan.usd_per_hour:.2f}"
-    each = "each job " if plan.jobs > 1 else ""
-    return f"{each}after {hours:.2g} h{cost} ({key})"
+    return f"{hours:.2g} h{cost}"

@@ -48,7 +48,7 @@ def _of_user(config: Config) -> Iterator[Statement]:
         actions = "Create{}", "Describe{}", "Stop{}", "ListTrainingJobsFor{}"
         tuning = (action.format("HyperParameterTuningJob") for action in actions)
         yield _jobs(config, "hyper-parameter-tuning-job", *tuning)
-    yield _allow(listed, ["*"])  # these know no resource
+    yield _allow([*listed, "pricing:GetProducts"], ["*"])  # these know no resource
     role = config.launcher.role or f"arn:{_partition(config)}:iam::*:role/ROLE"
     yield _allow(["iam:PassRole"], [role]) | {
         "Condition": {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}

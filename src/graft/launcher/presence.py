@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from graft.errors import CloudError
-from graft.launcher.calls import is_absent
-from graft.launcher.status import ask
-from graft.launcher.ticket import Ticket, void, write_ticket
+from graft.launcher.calls import Pause, is_absent, once_it_arrived
+from graft.launcher.status import Status, ask
+from graft.launcher.ticket import FILE, Ticket, void, write_ticket
 
 
-def exists(ticket: Ticket) -> bool:
-    """Whether a job is there, whatever its state.
-
-    Raises:
-        CloudError: AWS cannot be asked.
-    """
-    try:
-        ask(ticket)
-    except CloudError as error:
-        if is_absent(error):
-            return False
-        raise
-    return True
-
-
-def confirmed(ticket: Ticket, run_dir: Path) -> Ticket:
+def confirmed(ticket: Ticket, run_dir: Path, pause: Pause = time.sleep) -> Ticket:
     """A job, where it was not known whether it is there (its command was killed) asked for, and kept in job.json.
 
     Raises:
@@ -35,22 +21,37 @@ def confirmed(ticket: Ticket, run_dir: Path) -> Ticket:
     if ticket.state != "submitting":
         return ticket
     try:
-        is_there = exists(ticket)
+        is_there = _arrived(ticket, max(time.time() - (run_dir / FILE).stat().st_mtime, 0.0), pause)
     except CloudError as error:
         raise CloudError(f"{error}; {_unknown(ticket)}") from error
     return write_ticket(run_dir, replace(ticket, state="submitted") if is_there else void(ticket))
 
 
-def was_created(ticket: Ticket, why: CloudError) -> bool:
+def was_created(ticket: Ticket, why: CloudError, pause: Pause = time.sleep) -> bool:
     """Whether a job is there after all, whose creation ended in the error `why`.
 
     Raises:
         CloudError: AWS cannot be asked.
     """
     try:
-        return exists(ticket)
+        return _arrived(ticket, 0.0, pause)
     except CloudError as error:
         raise CloudError(f"{why}; {_unknown(ticket)}") from error
+
+
+def _arrived(ticket: Ticket, ago: float, pause: Pause) -> bool:
+    """Whether a job is there, whose request was sent so many seconds ago."""
+    return once_it_arrived(lambda: _state(ticket), ago, pause) is not None
+
+
+def _state(ticket: Ticket) -> Status | None:
+    """The state of a job; None where there is none."""
+    try:
+        return ask(ticket)
+    except CloudError as error:
+        if is_absent(error):
+            return None
+        raise
 
 
 def _unknown(ticket: Ticket) -> str:

@@ -14,10 +14,10 @@ from graft.launcher.calls import client, explained
 from graft.storage import write_text
 
 SHIPPED = Path(__file__).with_name("prices.json")
-RENEWED = "prices.json"  # below features.cache_dir
 # AWS's price list is served from few regions only, for all regions.
 _LIST_REGION = "us-east-1"
-_KIND = "Training"  # real-time inference of the same machine costs the same in the shipped table
+# Real-time inference of the same machine costs the same in the shipped table; some machines do only one of the two.
+_TRAINING, _INFERENCE = "Training", "Hosting"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,21 @@ class Prices:
         return machine.usd_per_hour if machine and region in (None, self.region) else None
 
 
-def read_prices(cache_dir: Path) -> Prices:
-    """The table that `python -m graft.launcher prices` renewed, else the one of this release."""
-    renewed = cache_dir / RENEWED
-    return _read(renewed if renewed.exists() else SHIPPED)
+def read_prices(cache_dir: Path, region: str | None) -> Prices:
+    """The table of a region that `python -m graft.launcher prices` read, else the one of this release.
+
+    Args:
+        cache_dir: `features.cache_dir`.
+        region: None stands for that of the release's table.
+    """
+    shipped = _read(SHIPPED)
+    renewed = renewed_path(cache_dir, region or shipped.region)
+    return _read(renewed) if renewed.exists() else shipped
+
+
+def renewed_path(cache_dir: Path, region: str) -> Path:
+    """Where the prices of a region are kept that were read from AWS."""
+    return cache_dir / f"prices-{region}.json"
 
 
 def _read(path: Path) -> Prices:
@@ -72,17 +83,17 @@ def renew_prices(region: str, cache_dir: Path) -> Prices:
     Raises:
         CloudError: AWS does not answer, or lists nothing for the region.
     """
-    found = dict(_listed(region))
+    found = dict(_listed(region, _INFERENCE)) | dict(_listed(region, _TRAINING))
     if not found:
-        raise CloudError(f"region {region}: AWS's price list has no training prices there; check the name")
+        raise CloudError(f"region {region}: AWS's price list has no prices of machines there; check the name")
     prices = Prices(datetime.now(UTC).date().isoformat(), region, "AWS's price list (GetProducts)", found)
     content = asdict(prices) | {"machines": {name: asdict(machine) for name, machine in sorted(found.items())}}
-    write_text(cache_dir / RENEWED, json.dumps(content, indent=1) + "\n")
+    write_text(renewed_path(cache_dir, region), json.dumps(content, indent=1) + "\n")
     return prices
 
 
-def _listed(region: str) -> Iterator[tuple[str, Machine]]:
-    filters = {"regionCode": region, "component": _KIND, "productFamily": "ML Instance"}
+def _listed(region: str, kind: str) -> Iterator[tuple[str, Machine]]:
+    filters = {"regionCode": region, "component": kind, "productFamily": "ML Instance"}
     terms = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in filters.items()]
     with explained("reading the price list"):
         pages = client("pricing", _LIST_REGION).get_paginator("get_products")

@@ -40,10 +40,13 @@ class Limits:
     Attributes:
         seconds: of each job.
         search_seconds: of a whole tuning job; None: any.
+        spot_seconds: of each job on spare capacity, from its creation: waiting and all its lives. An interruption
+            starts the clock of `seconds` again, so this alone bounds what is billed. None: on demand.
     """
 
     seconds: int
     search_seconds: int | None = None
+    spot_seconds: int | None = None
 
 
 def training_job_request(
@@ -150,7 +153,7 @@ def definition(config: Config, account: Account, channels: Sequence[Channel], li
             "InstanceCount": config.trainer.num_nodes,
             "VolumeSizeInGB": c.volume_gb,
         },
-        "StoppingCondition": _stopping(limits.seconds, spot=c.spot),
+        "StoppingCondition": _stopping(limits, spot=c.spot),
     }
     if c.spot:
         request["EnableManagedSpotTraining"] = True
@@ -165,12 +168,10 @@ def definition(config: Config, account: Account, channels: Sequence[Channel], li
     return request
 
 
-def _stopping(seconds: int, *, spot: bool) -> Request:
-    seconds = min(seconds, _LONGEST_S)
-    # Waiting for spare capacity costs nothing: up to a day of it.
-    return {"MaxRuntimeInSeconds": seconds} | (
-        {"MaxWaitTimeInSeconds": min(seconds + DAY_S, _LONGEST_S)} if spot else {}
-    )
+def _stopping(limits: Limits, *, spot: bool) -> Request:
+    seconds = min(limits.seconds, _LONGEST_S)
+    wait = min(max(limits.spot_seconds or 0, seconds), _LONGEST_S)  # AWS takes no less than MaxRuntimeInSeconds
+    return {"MaxRuntimeInSeconds": seconds} | ({"MaxWaitTimeInSeconds": wait} if spot else {})
 
 
 def toolkit_parameters(account: Account, name: str) -> dict[str, str]:

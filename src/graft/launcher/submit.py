@@ -11,9 +11,9 @@ from pathlib import Path
 
 from graft.command import Spread
 from graft.config import Config, DataKind
-from graft.errors import CloudError, ConfigError, DataError
+from graft.errors import CloudError, ConfigError, DataError, RunError
 from graft.launcher.account import Account, account_of, found_region, is_weights_file
-from graft.launcher.calls import client, code_of, explained, is_passing
+from graft.launcher.calls import Pause, client, code_of, explained, is_passing
 from graft.launcher.ending import stays
 from graft.launcher.images import find_image
 from graft.launcher.job import Entry
@@ -27,6 +27,7 @@ from graft.launcher.requests import (
     training_job_request,
 )
 from graft.launcher.source import pack_source
+from graft.launcher.stopping import heed_stop
 from graft.launcher.ticket import Ticket, void, write_ticket
 from graft.launcher.tuning import tuning_job_request
 from graft.launcher.validation import check_request
@@ -53,17 +54,21 @@ class Submission:
     spreads: Mapping[str, Spread]
 
 
-def submit(submission: Submission, run_dir: Path, earlier: Ticket | None = None) -> Ticket:
+def submit(
+    submission: Submission, run_dir: Path, earlier: Ticket | None = None, *, pause: Pause = time.sleep
+) -> Ticket:
     """Create a job; job.json in `run_dir` knows of it from before it is there.
 
     Args:
         submission: what is to be sent.
         run_dir: local.
         earlier: a job that ended before its run was finished, and whose checkpoints this one goes on with.
+        pause: waits so many seconds.
 
     Raises:
         ConfigError: the request would be refused.
         CloudError: AWS refused, or cannot be reached.
+        RunError: its sweep was stopped meanwhile.
     """
     config = submission.config
     region = found_region(config)
@@ -80,7 +85,12 @@ def submit(submission: Submission, run_dir: Path, earlier: Ticket | None = None)
     sent = _send_files(submission, account, name)
     ticket = replace(_ticket(submission, account, name, checkpoints), spent_usd=earlier.most_usd if earlier else 0.0)
     write_ticket(run_dir, ticket)
-    _create(operation, request, ticket, run_dir, sent)
+    try:
+        heed_stop(run_dir)
+    except RunError:
+        write_ticket(run_dir, void(ticket))
+        raise
+    _create(operation, request, ticket, run_dir, sent, pause)
     return write_ticket(run_dir, replace(ticket, state="submitted"))
 
 
@@ -205,7 +215,7 @@ def _ticket(submission: Submission, account: Account, name: str, checkpoints: st
     )
 
 
-def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path, sent: Sequence[str]) -> None:
+def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path, sent: Sequence[str], pause: Pause) -> None:
     """Create the job. Where the answer got lost, SageMaker is asked whether it is there: it would be billed."""
     service = client("sagemaker", ticket.region)
     create = service.create_hyper_parameter_tuning_job if ticket.kind == "tuning" else service.create_training_job
@@ -217,6 +227,6 @@ def _create(operation: str, request: Request, ticket: Ticket, run_dir: Path, sen
         if not lost:
             write_ticket(run_dir, void(ticket))
             raise CloudError(f"{error}; no job was created{stays(sent)}") from error
-        if not was_created(ticket, error):
+        if not was_created(ticket, error, pause):
             write_ticket(run_dir, void(ticket))
             raise CloudError(f"{error}; no job was created{stays(sent)}") from error

@@ -13,6 +13,7 @@ from graft.launcher.follow import ask_patiently, ended, spent
 from graft.launcher.plan import Others
 from graft.launcher.presence import confirmed
 from graft.launcher.status import Status
+from graft.launcher.stopping import heed_stop
 from graft.launcher.ticket import Ticket, read_ticket
 from graft.signals import exit_when_told
 from graft.terminal import say
@@ -59,10 +60,15 @@ def wait_for_turn(member: Path, most: int, *, pause: Callable[[float], None] = t
 
     Raises:
         CloudError: AWS cannot be asked.
+        RunError: the sweep was stopped meanwhile.
     """
     told = False
     with _interrupted_in_words(member.parent):
-        while len(active := _still_active(member.parent)) >= most:
+        while True:
+            active = _still_active(member.parent)
+            heed_stop(member)
+            if len(active) < most:
+                return
             if not told:
                 say(f"{member.name}: waits for one of {len(active)} jobs to end (launcher.max_parallel={most})")
                 told = True

@@ -70,11 +70,13 @@ class Ticket:
 
     @property
     def most_usd(self) -> float:
-        """Dollars that it and the jobs before it cost: billed, or at most while it goes on."""
+        """Dollars that it and the jobs before it cost: billed, or at most while that is not known."""
         planned = (self.planned_usd or (0.0, 0.0))[1]
         if self.actual_usd is not None:
             return self.spent_usd + self.actual_usd
-        return self.spent_usd + (planned if self.has_ended or self.limit_usd is None else self.limit_usd)
+        # A training job tells its bill with its end, if it has one; that of a tuning job stands with its trials.
+        is_told = self.has_ended and self.kind == "training"
+        return self.spent_usd + (planned if is_told or self.limit_usd is None else self.limit_usd)
 
     def usd(self, seconds: float) -> float | None:
         """What so many seconds of one machine cost."""

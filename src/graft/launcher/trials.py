@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from graft.launcher.calls import client, explained
 from graft.launcher.job import is_searched, key_of_hyperparameter
-from graft.launcher.ticket import Ticket
+from graft.launcher.ticket import Ticket, write_ticket
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ def read_trials(ticket: Ticket) -> list[TunedTrial]:
         CloudError: SageMaker cannot be asked.
     """
     return sorted(_listed(ticket), key=lambda trial: trial.name)
+
+
+def with_bill(ticket: Ticket, run_dir: Path) -> Ticket:
+    """A tuning job that has ended, with what all its trials were billed, kept in job.json.
+
+    Raises:
+        CloudError: SageMaker cannot be asked.
+    """
+    seconds = sum(trial.billed_seconds for trial in read_trials(ticket))
+    return write_ticket(run_dir, replace(ticket, billed_seconds=seconds, actual_usd=ticket.usd(seconds)))
 
 
 def best_trial(trials: Sequence[TunedTrial], *, maximize: bool) -> TunedTrial | None:

@@ -88,7 +88,7 @@ def record_of(number: int, trial: TunedTrial) -> Record:
     value = trial.value if trial.value is not None and math.isfinite(trial.value) else None
     states = {"Completed": "ok" if value is not None else "diverged", "Stopped": "pruned"}
     state = states.get(trial.state, "failed")
-    told = {"pruned": "stopped early by SageMaker", "diverged": "it told no finite value of the objective"}
+    told = {"pruned": "stopped early, or with its tuning job", "diverged": "it told no finite value of the objective"}
     reason = trial.reason.splitlines()[0] if trial.reason else told.get(state, "")
     return Record(number, params, Outcome(state, value, reason, float(trial.billed_seconds)))
 
