@@ -25,7 +25,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests, with the reason in the summary, where what they need is not there."""
+    """Skip tests, with the reason in the summary, where what they need is not there; slow ones have more time."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
     needs = {
         "real_data": (REAL_DATA.is_dir(), f"needs real photos and weights in {REAL_DATA}"),
         "toolkit": (TOOLKIT.exists(), f"needs SageMaker's training toolkit in {TOOLKIT}: make toolkit"),

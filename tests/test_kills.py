@@ -70,7 +70,7 @@ def begin(overrides: list[str]) -> subprocess.Popen[str]:
 
 def finish(overrides: list[str]) -> None:
     process = begin(overrides)
-    _, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
 
 
