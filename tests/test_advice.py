@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from graft.command import Spread
 from graft.intervals import student
 from graft.plateau import plateau
-from graft.search.advice import best_number, epoch_advice, gain, skew
+from graft.search.advice import Skew, best_number, epoch_advice, gain, skew
 from graft.search.importance import Importance
 from graft.search.plots import draw_curves
 from graft.search.pruning import hopeless, rungs
 from graft.search.repeats import Repeats, repeat
-from graft.search.search import advice_on_epochs
+from graft.search.search import advice_on_epochs, epochs_skew
+from graft.search.space import Space
 from graft.search.summary import epochs_in_words, gain_in_words, importance_in_words, skew_in_words
 from graft.search.trials import Outcome, Record
 from tests.composing import composed
@@ -134,6 +136,21 @@ def test_epochs_that_explain_nothing_and_epochs_that_cannot() -> None:
     assert skew([2, 2, 2], [1.0, 2.0, 3.0]) is None
     assert skew([2, 3, 4], [1.0, 2.0, 3.0]) is None
     assert skew([2, 2, 3], [1.0, 2.0, math.inf]) is None
+
+
+def test_a_default_outside_of_the_space_is_not_counted_in_the_skew() -> None:
+    key, values = "trainer.max_epochs", {0: 9.0, 1: 1.0, 2: 1.2, 3: 2.0, 4: 2.2}
+
+    def found(default: int) -> Skew | None:
+        space = Space({key: Spread((), 2, 5, whole=True)}, {key: default})
+        records = [Record(n, {key: e}, Outcome("ok", values[n])) for n, e in enumerate((default, 2, 2, 3, 3))]
+        return epochs_skew(space, records, values)
+
+    outside, inside = found(8), found(5)
+    # of trials 1 to 4, by hand: the mean is 1.6, SST 1.04, SSW 4 * 0.01, MSW 0.04 / 2
+    assert outside == Skew(pytest.approx((1.04 - 0.04 - 0.02) / 1.04), 4)
+    assert inside is not None
+    assert inside.trials == 5
 
 
 @pytest.mark.parametrize(("maximize", "best"), [(False, 1), (True, 3)])

@@ -254,11 +254,16 @@ def advice_on_epochs(config: Config, records: Sequence[Record], best: int, repea
 
 
 def epochs_skew(space: Space, records: Sequence[Record], values: Mapping[int, float]) -> Skew | None:
-    """What epochs explain of the objective; None where they were not searched."""
+    """What epochs explain of the objective; None where they were not searched.
+
+    Trial 0 is left out where its epochs are not of the space: the 8 that are composed would be a group of one beside
+    the original's 2 to 5, and as the longest run it would set the share.
+    """
     key = "trainer.max_epochs"
     if key not in space.spreads:
         return None
-    return skew([records[number].params[key] for number in values], list(values.values()))
+    inside = [number for number in values if number > 0 or space.has_default(key)]
+    return skew([records[number].params[key] for number in inside], [values[number] for number in inside])
 
 
 def lowest(curve: Curve) -> float:
