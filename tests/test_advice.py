@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from matplotlib.figure import Figure
 from graft.command import Spread
 from graft.intervals import student
 from graft.plateau import plateau
+from graft.report.trials import read_search
 from graft.search.advice import Skew, best_number, epoch_advice, gain, skew
+from graft.search.files import write_lessons
 from graft.search.importance import Importance
 from graft.search.plots import draw_curves
 from graft.search.pruning import hopeless, rungs
@@ -167,6 +170,14 @@ def test_importance_in_words() -> None:
     # of a key that hardly matters, it says nothing that it surely does not
     one = [Importance("optim.lr", 0.9, 0.2, 1.0), Importance("seed", 0.1, 0.0, 0.2)]
     assert importance_in_words(one).endswith(": too few trials to say")
+
+
+@pytest.mark.parametrize(("low", "says"), [(0.7, True), (0.0, False)])
+def test_whether_importances_say_something_is_kept_for_the_page(tmp_path: Path, low: float, says: bool) -> None:
+    space = Space({"seed": Spread((1, 2))}, {"seed": 1})
+    write_lessons(tmp_path, space, "valid/loss", [Importance("optim.lr", 0.9, low, 1.0)], ())
+    assert json.loads((tmp_path / "search.json").read_text())["importances_say"] is says
+    assert read_search(tmp_path).importances_say is says
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def search(
             study.release()
             raise
         if not study.values():
-            write_trials(run_dir, study.records(), None)
+            write_trials(run_dir, study.records(), None, study.unfinished())
             make_report(run_dir)
             raise _nothing_ended_well(study.records())
         # of several processes in one directory the first does it, and the others read what it wrote
@@ -178,7 +178,7 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
                 # so that a report can be made half-way, and of a search that was killed
                 values = study.values()
                 best = best_number(values, maximize=study.maximize) if values else None
-                write_trials(run_dir, study.records(), best)
+                write_trials(run_dir, study.records(), best, study.unfinished())
             else:
                 time.sleep(POLL)
 
@@ -208,9 +208,9 @@ def finish(
 ) -> SearchResult:
     """Repeat best and default, retrain the best, and write all that there is to know."""
     run_dir, s = local_path(config.run_dir, "run_dir"), config.search
-    records, values = study.records(), study.values()
+    records, values, left = study.records(), study.values(), study.unfinished()
     best = best_number(values, maximize=study.maximize)
-    write_trials(run_dir, records, best)
+    write_trials(run_dir, records, best, left)
     write_text(run_dir / "best.yaml", best_overrides(overrides, records[best].params))
 
     repeats = repeat(config, trials, records, best, run_dir)
@@ -237,7 +237,7 @@ def finish(
         skew=epochs_skew(space, records, values),
         repeats=repeats,
         retrained=retrained,
-        left=study.unfinished(),
+        left=left,
         seconds=time.perf_counter() - started,
     )
 
