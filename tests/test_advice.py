@@ -59,6 +59,8 @@ def test_students_quantiles(freedom: int, quantile: float) -> None:
 def test_a_gain_in_words() -> None:
     sure, unsure = gain([1, 2, 3], [2, 3.1, 4], maximize=False), gain([1, 2, 3], [1.1, 1.9, 3.05], maximize=False)
     assert "+1.0333 (95 % +0.8899 .. +1.1768, 3 other seeds); on" in gain_in_words(sure, 3, "valid/loss")
+    on_views = gain_in_words(sure, 3, "valid/loss", same_views=True)
+    assert ".. +1.1768, 3 other seeds on the same augmented views); on the photos that chose it" in on_views
     assert "no more than seeds make" in gain_in_words(unsure, 3, "valid/loss")
     assert gain_in_words(None, 0, "valid/loss").startswith("gain: none, the default")
     assert "search.repeats=5 measures it" in gain_in_words(None, 2, "valid/loss")

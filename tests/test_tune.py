@@ -140,6 +140,14 @@ def test_the_gain_is_measured_on_other_seeds(eight: SearchResult) -> None:
     assert eight.repeats.seeds == (1, 2, 3, 4, 5)
 
 
+def test_seeds_on_the_same_augmented_views_are_told(eight: SearchResult, photos: Path, tmp_path: Path) -> None:
+    given = ("search=given", "optim.lr=0.02,0.05", "search.trials=3", "search.repeats=2")
+    found = tune(photos, tmp_path / "search", *given, "features.views=1")
+    assert (found.same_views, eight.same_views) == (True, False)
+    assert found.best > 0
+    assert sum("2 other seeds on the same augmented views)" in line for line in sentences(found)) == 1
+
+
 def test_the_figures_are_there(eight: SearchResult) -> None:
     for name in ("history", "parallel", "importance", "curves"):
         assert "<svg" in (eight.run_dir / "plots" / f"{name}.svg").read_text()

@@ -55,6 +55,7 @@ class SearchResult:
         epochs: when training stopped paying.
         skew: what epochs explain, where they were searched.
         repeats: best and default with other seeds.
+        same_views: whether those seeds trained on the same augmented views, whose share the gain's interval leaves out.
         retrained: the best configuration, trained by the ordinary way.
         left: trials for which there was no time.
         seconds: this process took.
@@ -70,6 +71,7 @@ class SearchResult:
     epochs: Epochs | None
     skew: Skew | None
     repeats: Repeats
+    same_views: bool
     retrained: Retrained
     left: int
     seconds: float
@@ -236,6 +238,7 @@ def finish(
         epochs=advice_on_epochs(config, records, best, repeats),
         skew=epochs_skew(space, records, values),
         repeats=repeats,
+        same_views=trials.together and config.features.views > 0,
         retrained=retrained,
         left=left,
         seconds=time.perf_counter() - started,
