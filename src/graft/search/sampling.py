@@ -116,14 +116,17 @@ def numbered_sampler(space: Space, sampler: str, *, seed: int, trials: int) -> o
     proposals = Proposals(sampler, seed, trials)
     grid = space.grid() if sampler == "grid" else []
 
+    def whole_trials(study: Any) -> Any:  # as far as Optuna sees, a study
+        return WholeTrials(study, space.spreads)
+
     class NumberedSampler(BaseSampler):  # here, for Optuna is loaded only now
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            inner = proposals.of_whole_trial(trial.number)
-            return inner.infer_relative_search_space(WholeTrials(study, space.spreads), trial) if inner else {}
+            inner, whole = proposals.of_whole_trial(trial.number), whole_trials(study)
+            return inner.infer_relative_search_space(whole, trial) if inner else {}
 
         def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-            inner = proposals.of_whole_trial(trial.number)
-            return inner.sample_relative(WholeTrials(study, space.spreads), trial, search_space) if inner else {}
+            inner, whole = proposals.of_whole_trial(trial.number), whole_trials(study)
+            return inner.sample_relative(whole, trial, search_space) if inner else {}
 
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
             if trial.number == 0:
