@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from graft.command import Spread
 from graft.intervals import student
 from graft.plateau import plateau
-from graft.search.advice import best_number, epoch_advice, gain, skew
+from graft.report.trials import read_search
+from graft.search.advice import Skew, best_number, epoch_advice, gain, skew
+from graft.search.files import write_lessons
 from graft.search.importance import Importance
 from graft.search.plots import draw_curves
 from graft.search.pruning import hopeless, rungs
 from graft.search.repeats import Repeats, repeat
-from graft.search.search import advice_on_epochs
+from graft.search.search import advice_on_epochs, epochs_skew
+from graft.search.space import Space
 from graft.search.summary import epochs_in_words, gain_in_words, importance_in_words, skew_in_words
 from graft.search.trials import Outcome, Record
 from tests.composing import composed
@@ -54,6 +59,8 @@ def test_students_quantiles(freedom: int, quantile: float) -> None:
 def test_a_gain_in_words() -> None:
     sure, unsure = gain([1, 2, 3], [2, 3.1, 4], maximize=False), gain([1, 2, 3], [1.1, 1.9, 3.05], maximize=False)
     assert "+1.0333 (95 % +0.8899 .. +1.1768, 3 other seeds); on" in gain_in_words(sure, 3, "valid/loss")
+    on_views = gain_in_words(sure, 3, "valid/loss", same_views=True)
+    assert ".. +1.1768, 3 other seeds on the same augmented views); on the photos that chose it" in on_views
     assert "no more than seeds make" in gain_in_words(unsure, 3, "valid/loss")
     assert gain_in_words(None, 0, "valid/loss").startswith("gain: none, the default")
     assert "search.repeats=5 measures it" in gain_in_words(None, 2, "valid/loss")
@@ -136,6 +143,22 @@ def test_epochs_that_explain_nothing_and_epochs_that_cannot() -> None:
     assert skew([2, 2, 3], [1.0, 2.0, math.inf]) is None
 
 
+def test_a_default_outside_of_the_space_is_not_counted_in_the_skew() -> None:
+    key, values = "trainer.max_epochs", {0: 9.0, 1: 1.0, 2: 1.2, 3: 2.0, 4: 2.2}
+
+    def found(default: int) -> Skew | None:
+        space = Space({key: Spread((), 2, 5, whole=True)}, {key: default})
+        records = [Record(n, {key: e}, Outcome("ok", values[n])) for n, e in enumerate((default, 2, 2, 3, 3))]
+        return epochs_skew(space, records, values)
+
+    outside, inside = found(8), found(5)
+    # of trials 1 to 4, by hand: the mean is 1.6, SST 1.04, SSW 4 * 0.01, MSW 0.04 / 2
+    assert outside is not None
+    assert inside is not None
+    assert outside.share == pytest.approx((1.04 - 0.04 - 0.02) / 1.04)
+    assert (outside.trials, inside.trials) == (4, 5)
+
+
 @pytest.mark.parametrize(("maximize", "best"), [(False, 1), (True, 3)])
 def test_the_best_is_the_first_of_equals(maximize: bool, best: int) -> None:
     assert best_number({0: 0.5, 1: 0.2, 2: 0.2, 3: 0.7, 4: 0.7}, maximize=maximize) == best
@@ -150,6 +173,14 @@ def test_importance_in_words() -> None:
     # of a key that hardly matters, it says nothing that it surely does not
     one = [Importance("optim.lr", 0.9, 0.2, 1.0), Importance("seed", 0.1, 0.0, 0.2)]
     assert importance_in_words(one).endswith(": too few trials to say")
+
+
+@pytest.mark.parametrize(("low", "says"), [(0.7, True), (0.0, False)])
+def test_whether_importances_say_something_is_kept_for_the_page(tmp_path: Path, low: float, says: bool) -> None:
+    space = Space({"seed": Spread((1, 2))}, {"seed": 1})
+    write_lessons(tmp_path, space, "valid/loss", [Importance("optim.lr", 0.9, low, 1.0)], ())
+    assert json.loads((tmp_path / "search.json").read_text())["importances_say"] is says
+    assert read_search(tmp_path).importances_say is says
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -553,9 +553,70 @@ def test_a_search_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
     assert "No trial has ended yet." in Text(render(search)).text
     (search / "study.json").write_text(json.dumps(STUDY))
     text = Text(render(search)).text
-    assert "This search is not finished" in text
+    assert "This search is not finished; what stands here" in text
     assert "1 best 0.01 b ok 0.6000" in text
-    assert "Not ready to deploy: there is no accuracy yet." in text
+    assert "Not ready to deploy: there is no accuracy yet. Why: this search has no model yet." in text
+
+
+ONCE_MORE = "The same command with the same run_dir goes on."
+FAILED = {"trials": [row(0, 9.0, "b", "failed", None), row(1, 9.0, "b", "diverged", None)], "best": None, "to_come": 0}
+
+
+@pytest.mark.parametrize(
+    ("study", "lessons", "notice", "why"),
+    [
+        ({**STUDY, "to_come": 5}, None, f"This search is not finished: 5 trials are still to come; what stands here is "
+         f"what it has so far. {ONCE_MORE}", "this search has no model yet"),
+        ({**STUDY, "to_come": 0}, None, "The trials of this search have ended; what it says of them is still to come. "
+         f"{ONCE_MORE}", "this search has no model yet"),
+        (FAILED, None, "All 2 trials of this search have ended, and none of them well: see their reasons.",
+         "none of the 2 trials of this search ended well, so it has no model"),
+        # time was up, and nothing is going on; more trials were asked for since
+        ({**STUDY, "to_come": 5}, {**LESSONS, "left": 5}, None, "there is no model in best/ of this search"),
+        ({**STUDY, "to_come": 5}, LESSONS, "This search is not finished: 5 trials are still to come",
+         "this search has no model yet"),
+        # of a tuning job the best is trained by a command of its own
+        ({**STUDY, "to_come": 0}, LESSONS, None, "there is no model in best/ of this search"),
+    ],
+)  # fmt: skip
+def test_a_search_without_a_model_says_how_far_it_is(
+    tmp_path: Path, study: dict[str, Any], lessons: dict[str, Any] | None, notice: str | None, why: str
+) -> None:
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    if lessons:
+        (tmp_path / "search.json").write_text(json.dumps(lessons))
+    text = Text(render(tmp_path)).text
+    assert f"Why: {why}." in text
+    assert (notice is None) is ("of this search have ended" not in text and "is not finished" not in text)
+    assert notice is None or notice in text
+    assert (ONCE_MORE in text) is (notice is not None and study is not FAILED)
+    assert "This run is" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("study.json", "{", "study.json cannot be read: Expecting property name"),
+        ("search.json", "[]", "search.json cannot be read: it holds a list, not an object"),
+        ("config.yaml", "a: [", "config.yaml cannot be read: while parsing a flow"),
+    ],
+)
+def test_a_damaged_file_of_a_search_is_a_sentence(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+    search = write_search(tmp_path / "search", LESSONS)
+    (search / name).write_text(content)
+    text = Text(render(search)).text
+    assert sentence in text
+    assert "the model is right for 80.0 %" in text
+    # what cannot be read is not taken for what has not happened
+    assert "This search is not finished" not in text
+    assert "No trial has ended yet." not in text
+
+
+@pytest.mark.parametrize(("say", "end"), [(True, "intervals."), (False, "intervals: too few trials to say.")])
+def test_importances_that_say_nothing_are_told(tmp_path: Path, say: bool, end: str) -> None:
+    html = render(write_search(tmp_path / "search", {**LESSONS, "importances_say": say}))
+    assert f"with 95 % {end}" in Text(html).text
+    assert ("too few trials to say" in Text(html).text) is not say
 
 
 def test_trials_stand_best_first_whichever_way_is_better(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_only_the_keys_of_the_command_line_are_searched_with_search_given() -> N
         (["search=given"], "search.space is empty"),
         (["run_dir=a,b"], "run_dir cannot be searched"),
         (["data.root=a,b"], "data.root cannot be searched"),
+        (["data.on_corrupt=choice(repair, skip)"], "data.on_corrupt cannot be searched: it says what the trials are"),
         (["search.trials=1,2"], "search.trials cannot be searched"),
         (["evaluate.test=true,false"], "evaluate.test cannot be searched"),
         (["model.mean=choice([0,0,0],[1,1,1])"], "model.mean cannot be searched: its value is a list"),

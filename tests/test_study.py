@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -113,6 +114,16 @@ def test_tpe_learns(tmp_path: Path) -> None:
     found = finish(open_study(tmp_path, sampler="tpe", trials=40))
     late = [abs(math.log10(float(found[number]["optim.lr"] or 0)) + 2) for number in range(20, 40)]
     assert sorted(late)[10] < 0.4  # at random: 0.75
+
+
+def test_gp_learns_a_key_whose_default_lies_outside_of_the_space(tmp_path: Path) -> None:
+    study = open_study(tmp_path, sampler="gp", trials=24)
+    while trials := study.claim(4 if study.unfinished() > 16 else 1):
+        for trial in trials:
+            decay = float(trial.params["optim.weight_decay"] or 1)  # of trial 0: 0, which no logarithmic range holds
+            study.tell(trial.number, Outcome("ok", abs(math.log10(decay) + 4)))
+    late = [abs(math.log10(float(record.params["optim.weight_decay"] or 1)) + 4) for record in study.records()[12:]]
+    assert statistics.median(late) < 0.3  # at random over -6 .. -2: 1.0
 
 
 def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:

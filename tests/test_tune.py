@@ -85,7 +85,8 @@ def eight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResul
 
 def test_study_json_lists_the_trials(eight: SearchResult) -> None:
     study = read_json(eight.run_dir / "study.json")
-    assert set(study) == {"trials", "best"}
+    assert set(study) == {"trials", "best", "to_come"}
+    assert study["to_come"] == 0
     assert [trial["number"] for trial in study["trials"]] == list(range(8))
     assert all(set(trial) == KEYS for trial in study["trials"])
     assert study["trials"][0]["params"] == {"optim.lr": 0.01, "data.batch_size": 8, "optim.weight_decay": 0.0}
@@ -137,6 +138,14 @@ def test_the_gain_is_measured_on_other_seeds(eight: SearchResult) -> None:
     assert eight.gain.seeds == 5
     assert eight.gain.low < eight.gain.mean < eight.gain.high
     assert eight.repeats.seeds == (1, 2, 3, 4, 5)
+
+
+def test_seeds_on_the_same_augmented_views_are_told(eight: SearchResult, photos: Path, tmp_path: Path) -> None:
+    given = ("search=given", "optim.lr=0.02,0.05", "search.trials=3", "search.repeats=2")
+    found = tune(photos, tmp_path / "search", *given, "features.views=1")
+    assert (found.same_views, eight.same_views) == (True, False)
+    assert found.best > 0
+    assert sum("2 other seeds on the same augmented views)" in line for line in sentences(found)) == 1
 
 
 def test_the_figures_are_there(eight: SearchResult) -> None:
@@ -201,6 +210,7 @@ def test_a_search_whose_time_is_up_ends_whole_and_goes_on_with_more(photos: Path
     )
     assert (found.run_dir / "best.yaml").exists()
     assert (found.retrained.run_dir / "bundle" / "manifest.json").exists()
+    assert (read_search(found.run_dir).to_come, read_search(found.run_dir).finished) == (4, True)
     more = tune(photos, tmp_path / "search", *SPACE, "search.trials=8", "search.repeats=0", "search.max_minutes=60")
     assert (states(found.run_dir), more.left) == ({"ok": 8}, 0)
     assert not [line for line in sentences(more) if line.startswith("left: ")]
@@ -250,7 +260,10 @@ def test_a_search_whose_trials_all_fail_says_so(photos: Path, tmp_path: Path) ->
         tune(photos, tmp_path / "search", *argv)
     assert states(tmp_path / "search") == {"diverged": 4}
     assert openings(tmp_path / "search") == 0
-    assert "stayed above 3 times" in (tmp_path / "search" / "report.html").read_text()
+    page = (tmp_path / "search" / "report.html").read_text()
+    assert "stayed above 3 times" in page
+    assert "All 4 trials of this search have ended, and none of them well" in page
+    assert "goes on" not in page
 
 
 def test_a_retrained_model_that_is_worse_is_reported_and_the_trial_kept(

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from graft.errors import GraftError, RunError
 from graft.report.files import read_run
 from graft.report.photos import thumbnails_of
-from graft.report.search_view import SearchView, view_search
+from graft.report.search_view import SearchView, view_search, without_model
 from graft.report.sections import RunView, file_name, view_run
 from graft.report.trials import in_words, is_search, read_search
 from graft.report.verdict import percent
@@ -80,7 +80,8 @@ def render(path: Path) -> str:
         raise RunError(
             f"{path} is no run directory: it has neither run.json nor config.yaml, nor study.json of a search"
         )
-    view = view_run(run, thumbnails_of(run.config))
+    absent = without_model(search.files) if search and not run.state else ""
+    view = view_run(run, thumbnails_of(run.config), absent)
     return _fill(path, view, search)
 
 

@@ -16,6 +16,7 @@ class SearchView:
     """Everything that the template shows of a search; figures are None where there is nothing to draw."""
 
     files: SearchFiles
+    going_on: str
     rows: list[Trial]
     left_out: int
     history: Figure | None
@@ -29,6 +30,7 @@ def view_search(files: SearchFiles) -> SearchView:
     rows = ordered(files)
     return SearchView(
         files=files,
+        going_on=going_on(files),
         rows=rows[:MOST_ROWS],
         left_out=max(0, len(rows) - MOST_ROWS),
         history=history_figure(files),
@@ -36,6 +38,28 @@ def view_search(files: SearchFiles) -> SearchView:
         importance=importance_figure(files),
         curves=curves_figure(files),
     )
+
+
+def going_on(files: SearchFiles) -> str:
+    """How far a search is; empty of one that came to its end, and where a damaged file leaves that open."""
+    if files.finished or files.damaged:
+        return ""
+    the_same = "The same command with the same run_dir goes on."
+    if files.to_come == 0 and files.best is None:
+        return f"All {len(files.trials)} trials of this search have ended, and none of them well: see their reasons."
+    if files.to_come == 0:
+        return f"The trials of this search have ended; what it says of them is still to come. {the_same}"
+    known = f": {files.to_come} trials are still to come" if files.to_come else ""
+    return f"This search is not finished{known}; what stands here is what it has so far. {the_same}"
+
+
+def without_model(files: SearchFiles) -> str:
+    """Why there is no run in best/."""
+    if files.finished or files.damaged:
+        return "there is no model in best/ of this search"
+    if files.to_come == 0 and files.best is None:
+        return f"none of the {len(files.trials)} trials of this search ended well, so it has no model"
+    return "this search has no model yet"
 
 
 def ordered(files: SearchFiles) -> list[Trial]:
@@ -70,7 +94,8 @@ def importance_figure(files: SearchFiles) -> Figure | None:
     if not files.importances:
         return None
     shares = ", ".join(f"{row['key']} {row['share']:.2f}" for row in files.importances)
-    return drawn(search_charts.importance_chart(files.importances), f"Importance of the keys: {shares}.")
+    doubt = "" if files.importances_say else ": too few trials to say"
+    return drawn(search_charts.importance_chart(files.importances), f"Importance of the keys: {shares}{doubt}.")
 
 
 def curves_figure(files: SearchFiles) -> Figure | None:

@@ -51,6 +51,7 @@ class RunView:
     """Everything that the template shows of a run."""
 
     run: RunFiles
+    absent: str
     verdict: Verdict
     settled: Settled | None
     splits: list[str]
@@ -71,8 +72,14 @@ class RunView:
     copy_photos: dict[str, str]
 
 
-def view_run(run: RunFiles, thumbnails: Thumbnails) -> RunView:
-    """The sections of a run, its figures drawn and its photos read."""
+def view_run(run: RunFiles, thumbnails: Thumbnails, absent: str = "") -> RunView:
+    """The sections of a run, its figures drawn and its photos read.
+
+    Args:
+        run: its files.
+        thumbnails: of its photos.
+        absent: why there is no run, of a search without a model.
+    """
     split = judged_split(run.metrics)
     judged = [p for p in run.predictions if p.split == split]
     bins = calibration(judged)
@@ -85,7 +92,8 @@ def view_run(run: RunFiles, thumbnails: Thumbnails) -> RunView:
     findings = by_cost([run.debugger, run.profiler])
     return RunView(
         run=run,
-        verdict=verdict(facts_of(run, findings)),
+        absent=absent,
+        verdict=verdict(facts_of(run, findings, absent)),
         settled=ended,
         splits=[name for name in ("valid", "test") if f"{name}/accuracy" in run.metrics],
         losses=loss_figure(run, ended),
@@ -106,12 +114,13 @@ def view_run(run: RunFiles, thumbnails: Thumbnails) -> RunView:
     )
 
 
-def facts_of(run: RunFiles, findings: Sequence[Finding]) -> Facts:
+def facts_of(run: RunFiles, findings: Sequence[Finding], absent: str) -> Facts:
     """What the verdict rests on."""
     split = judged_split(run.metrics) or "valid"
     return Facts(
         state=run.state.get("state", ""),
         reason=run.state.get("reason", ""),
+        absent=absent,
         toy=run.setting("data.kind") == "demo",
         metrics=run.metrics,
         photos=run.data.get("photos", {}),

@@ -45,23 +45,27 @@ class SearchFiles:
         path: of its directory.
         trials: in their order; those that ended.
         best: number of the best; None where none ended well yet.
+        to_come: trials that have not ended; None where study.json does not say.
         objective: what the best is best in; empty of a search that did not write its config.yaml.
         maximize: whether more of it is better.
         logarithmic: keys searched in the logarithm.
         importances: key, share, low and high, the greatest first; empty where there are too few trials to say.
+        importances_say: whether the interval of the greatest is narrow enough to be read.
         epochs: step, last, wasted, noise and from_seeds of the epoch advisor; empty where there is no curve.
         sentences: what the search says at its end.
-        finished: whether it came to its end.
+        finished: whether it came to its end, and no more trials were asked for since.
         damaged: a sentence for each file that could not be read.
     """
 
     path: Path
     trials: tuple[Trial, ...]
     best: int | None
+    to_come: int | None
     objective: str
     maximize: bool
     logarithmic: frozenset[str]
     importances: tuple[dict[str, Any], ...]
+    importances_say: bool
     epochs: dict[str, Any]
     sentences: tuple[str, ...]
     finished: bool
@@ -90,18 +94,20 @@ def read_search(path: Path) -> SearchFiles:
     told, no_config = reader.json("search.json"), dict[str, Any]()
     config = reader.take("config.yaml", read_yaml, no_config)
     objective = told.get("objective") or (config.get("search") or {}).get("objective", "")
-    curves = told.get("curves", {})
+    curves, to_come = told.get("curves", {}), study.get("to_come")
     return SearchFiles(
         path=path,
         trials=tuple(_trial(row, curves.get(str(row["number"]), ())) for row in study.get("trials", ())),
         best=study.get("best"),
+        to_come=to_come,
         objective=objective,
         maximize=told.get("maximize", OBJECTIVES.get(objective, False)),
         logarithmic=frozenset(told.get("logarithmic", ())),
         importances=tuple(told.get("importances", ())),
+        importances_say=told.get("importances_say", True),
         epochs=told.get("epochs") or {},
         sentences=tuple(told.get("sentences", ())),
-        finished=bool(told),
+        finished=bool(told) and to_come in (None, told.get("left", 0)),
         damaged=tuple(reader.damaged),
     )
 

@@ -26,6 +26,7 @@ class Facts:
     Attributes:
         state: finished, unfinished or failed; empty where there is no run.
         reason: why it did not finish.
+        absent: why there is none, of a search without a model.
         toy: whether the photos were drawn by a program.
         metrics: flat metrics of the run.
         photos: split -> how many.
@@ -44,6 +45,7 @@ class Facts:
     class_accuracy: Mapping[str, float | None]
     findings: Sequence[Finding]
     clipped: bool = False
+    absent: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def _figure(facts: Facts) -> str:
 
 
 def _obstacles(facts: Facts) -> Iterator[str]:
-    if facts.state != "finished":
+    if facts.absent:
+        yield facts.absent
+    elif facts.state != "finished":
         why = f" ({facts.reason})" if facts.reason else ""
         yield f"the run is {facts.state or 'not one of graft'}{why}, so what stands here is not final"
     if facts.toy:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from graft.config import OBJECTIVES
 from graft.search.advice import Epochs, Gain, Skew
-from graft.search.importance import Importance
+from graft.search.importance import Importance, says_something
 from graft.search.space import Params, Space, overrides
 from graft.search.trials import Record
 from graft.storage import write_text
@@ -21,10 +21,18 @@ from graft.storage import write_text
 _NOT_FOR_RUNS = ("run_dir=", "overrides_from=", "search.", "search=", "evaluate.")
 
 
-def write_trials(run_dir: Path, records: Sequence[Record], best: int | None) -> None:
-    """Write study.json and trials.csv; `best` is None where no trial ended well."""
+def write_trials(run_dir: Path, records: Sequence[Record], best: int | None, to_come: int = 0) -> None:
+    """Write study.json and trials.csv.
+
+    Args:
+        run_dir: of the search.
+        records: of its trials; those that have not ended are left out.
+        best: number of the best; None where no trial ended well.
+        to_come: trials that have not ended, those that nobody has begun included.
+    """
     rows = [row for record in records if (row := _row(record))]
-    write_text(run_dir / "study.json", json.dumps({"trials": rows, "best": best}, indent=1, allow_nan=False) + "\n")
+    content = {"trials": rows, "best": best, "to_come": to_come}
+    write_text(run_dir / "study.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     keys = list(dict.fromkeys(key for record in records for key in record.params))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -69,6 +77,7 @@ def write_lessons(
         "maximize": OBJECTIVES[objective],
         "logarithmic": [key for key, spread in space.spreads.items() if spread.log],
         "importances": [asdict(importance) for importance in importances],
+        "importances_say": says_something(importances),
         "gain": asdict(gain) if gain else None,
         "epochs": asdict(epochs) if epochs else None,
         "skew": asdict(skew) if skew else None,

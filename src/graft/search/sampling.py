@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +80,25 @@ class Proposals:
         return self.sampler_of(number, "") if number and self.sampler in ("tpe", "gp") else None
 
 
+class WholeTrials:
+    """A study as GP is to see it: without ended trials that lack a key of the space.
+
+    GP models the keys that all completed trials have. Trial 0 has none whose default lies outside of the space, and
+    that key would be drawn at random for ever.
+    """
+
+    def __init__(self, study: Any, keys: Iterable[str]) -> None:
+        self._study, self._keys = study, frozenset(keys)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[optuna.trial.FrozenTrial]:
+        """Optuna's samplers read the trials by this, and not by its public `get_trials`."""
+        trials = self._study._get_trials(*args, **kwargs)
+        return [trial for trial in trials if not trial.state.is_finished() or self._keys <= trial.params.keys()]
+
+
 def numbered_sampler(space: Space, sampler: str, *, seed: int, trials: int) -> optuna.samplers.BaseSampler:
     """A sampler whose proposal for a trial depends on the seed, the trial's number and the trials told before.
 
@@ -96,14 +116,17 @@ def numbered_sampler(space: Space, sampler: str, *, seed: int, trials: int) -> o
     proposals = Proposals(sampler, seed, trials)
     grid = space.grid() if sampler == "grid" else []
 
+    def whole_trials(study: Any) -> Any:  # as far as Optuna sees, a study
+        return WholeTrials(study, space.spreads)
+
     class NumberedSampler(BaseSampler):  # here, for Optuna is loaded only now
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            inner = proposals.of_whole_trial(trial.number)
-            return inner.infer_relative_search_space(study, trial) if inner else {}
+            inner, whole = proposals.of_whole_trial(trial.number), whole_trials(study)
+            return inner.infer_relative_search_space(whole, trial) if inner else {}
 
         def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-            inner = proposals.of_whole_trial(trial.number)
-            return inner.sample_relative(study, trial, search_space) if inner else {}
+            inner, whole = proposals.of_whole_trial(trial.number), whole_trials(study)
+            return inner.sample_relative(whole, trial, search_space) if inner else {}
 
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
             if trial.number == 0:

@@ -55,6 +55,7 @@ class SearchResult:
         epochs: when training stopped paying.
         skew: what epochs explain, where they were searched.
         repeats: best and default with other seeds.
+        same_views: whether those seeds trained on the same augmented views, whose share the gain's interval leaves out.
         retrained: the best configuration, trained by the ordinary way.
         left: trials for which there was no time.
         seconds: this process took.
@@ -70,6 +71,7 @@ class SearchResult:
     epochs: Epochs | None
     skew: Skew | None
     repeats: Repeats
+    same_views: bool
     retrained: Retrained
     left: int
     seconds: float
@@ -108,7 +110,7 @@ def search(
             study.release()
             raise
         if not study.values():
-            write_trials(run_dir, study.records(), None)
+            write_trials(run_dir, study.records(), None, study.unfinished())
             make_report(run_dir)
             raise _nothing_ended_well(study.records())
         # of several processes in one directory the first does it, and the others read what it wrote
@@ -178,7 +180,7 @@ def run_trials(config: Config, space: Space, study: Study, trials: HeadTrials | 
                 # so that a report can be made half-way, and of a search that was killed
                 values = study.values()
                 best = best_number(values, maximize=study.maximize) if values else None
-                write_trials(run_dir, study.records(), best)
+                write_trials(run_dir, study.records(), best, study.unfinished())
             else:
                 time.sleep(POLL)
 
@@ -208,9 +210,9 @@ def finish(
 ) -> SearchResult:
     """Repeat best and default, retrain the best, and write all that there is to know."""
     run_dir, s = local_path(config.run_dir, "run_dir"), config.search
-    records, values = study.records(), study.values()
+    records, values, left = study.records(), study.values(), study.unfinished()
     best = best_number(values, maximize=study.maximize)
-    write_trials(run_dir, records, best)
+    write_trials(run_dir, records, best, left)
     write_text(run_dir / "best.yaml", best_overrides(overrides, records[best].params))
 
     repeats = repeat(config, trials, records, best, run_dir)
@@ -236,8 +238,9 @@ def finish(
         epochs=advice_on_epochs(config, records, best, repeats),
         skew=epochs_skew(space, records, values),
         repeats=repeats,
+        same_views=trials.together and config.features.views > 0,
         retrained=retrained,
-        left=study.unfinished(),
+        left=left,
         seconds=time.perf_counter() - started,
     )
 
@@ -254,11 +257,16 @@ def advice_on_epochs(config: Config, records: Sequence[Record], best: int, repea
 
 
 def epochs_skew(space: Space, records: Sequence[Record], values: Mapping[int, float]) -> Skew | None:
-    """What epochs explain of the objective; None where they were not searched."""
+    """What epochs explain of the objective; None where they were not searched.
+
+    Trial 0 is left out where its epochs are not of the space: the 8 that are composed would be a group of one beside
+    the original's 2 to 5, and as the longest run it would set the share.
+    """
     key = "trainer.max_epochs"
     if key not in space.spreads:
         return None
-    return skew([records[number].params[key] for number in values], list(values.values()))
+    inside = [number for number in values if number > 0 or space.has_default(key)]
+    return skew([records[number].params[key] for number in inside], [values[number] for number in inside])
 
 
 def lowest(curve: Curve) -> float:

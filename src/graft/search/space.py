@@ -14,8 +14,12 @@ from graft.errors import ConfigError
 Value = str | int | float | bool | None
 Params = dict[str, Value]
 
-# They say what is compared, where it is written or how it is searched, so that their trials compare with no other.
-_NOT_SEARCHED = ("run_dir", "overrides_from", "data.root", "data.kind", "data.hint", "data.demo_per_class")
+# They say what is compared, where it is written or how it is searched, so that their trials compare with no other;
+# data.on_corrupt, for a photo of valid that it leaves out in one trial would judge another.
+_NOT_SEARCHED = (
+    *("run_dir", "overrides_from", "data.root", "data.kind", "data.hint", "data.demo_per_class"),
+    "data.on_corrupt",
+)
 _GROUPS_NOT_SEARCHED = ("evaluate.", "launcher.", "search.")
 _EPOCHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.patience")
 

@@ -55,7 +55,7 @@ def sentences(result: SearchResult) -> Iterator[str]:
     yield from troubles(result.records)
     if result.left:
         yield left_in_words(result.left)
-    yield gain_in_words(result.gain, result.best, result.objective)
+    yield gain_in_words(result.gain, result.best, result.objective, same_views=result.same_views)
     yield importance_in_words(result.importances)
     if result.epochs:
         yield epochs_in_words(result.epochs)
@@ -91,13 +91,14 @@ def left_in_words(left: int) -> str:
     )
 
 
-def gain_in_words(gain: Gain | None, best: int, objective: str) -> str:
-    """What the search was worth."""
+def gain_in_words(gain: Gain | None, best: int, objective: str, *, same_views: bool = False) -> str:
+    """What the search was worth, and what its interval leaves out."""
     if best == 0:
         return "gain: none, the default configuration is the best of these trials"
     if gain is None:
         return "gain: best against default was not measured over seeds; search.repeats=5 measures it"
-    figures = f"{gain.mean:+.4f} (95 % {gain.low:+.4f} .. {gain.high:+.4f}, {gain.seeds} other seeds)"
+    views = " on the same augmented views" if same_views else ""
+    figures = f"{gain.mean:+.4f} (95 % {gain.low:+.4f} .. {gain.high:+.4f}, {gain.seeds} other seeds{views})"
     verdict = "" if gain.is_sure else ": no more than seeds make"
     return f"gain: best over default in {objective} {figures}{verdict}; on the photos that chose it"
 
