@@ -559,30 +559,31 @@ def test_a_search_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
 
 
 ONCE_MORE = "The same command with the same run_dir goes on."
-FAILED = {"trials": [row(0, 9.0, "b", "failed", None), row(1, 9.0, "b", "diverged", None)], "best": None, "to_come": 0}
+FAILED = {"trials": [row(0, 9.0, "b", "failed", None), row(1, 9.0, "b", "diverged", None)], "best": None}
 
 
 @pytest.mark.parametrize(
-    ("study", "lessons", "notice", "why"),
+    ("study", "to_come", "lessons", "notice", "why"),
     [
-        ({**STUDY, "to_come": 5}, None, f"This search is not finished: 5 trials are still to come; what stands here is "
+        (STUDY, 5, None, f"This search is not finished: 5 trials are still to come; what stands here is "
          f"what it has so far. {ONCE_MORE}", "this search has no model yet"),
-        ({**STUDY, "to_come": 0}, None, "The trials of this search have ended; what it says of them is still to come. "
+        (STUDY, 0, None, "The trials of this search have ended; what it says of them is still to come. "
          f"{ONCE_MORE}", "this search has no model yet"),
-        (FAILED, None, "All 2 trials of this search have ended, and none of them well: see their reasons.",
+        (FAILED, 0, None, "All 2 trials of this search have ended, and none of them well: see their reasons.",
          "none of the 2 trials of this search ended well, so it has no model"),
         # time was up, and nothing is going on; more trials were asked for since
-        ({**STUDY, "to_come": 5}, {**LESSONS, "left": 5}, None, "there is no model in best/ of this search"),
-        ({**STUDY, "to_come": 5}, LESSONS, "This search is not finished: 5 trials are still to come",
+        (STUDY, 5, {**LESSONS, "left": 5}, None, "there is no model in best/ of this search"),
+        (STUDY, 5, LESSONS, "This search is not finished: 5 trials are still to come",
          "this search has no model yet"),
         # of a tuning job the best is trained by a command of its own
-        ({**STUDY, "to_come": 0}, LESSONS, None, "there is no model in best/ of this search"),
+        (STUDY, 0, LESSONS, None, "there is no model in best/ of this search"),
     ],
 )  # fmt: skip
 def test_a_search_without_a_model_says_how_far_it_is(
-    tmp_path: Path, study: dict[str, Any], lessons: dict[str, Any] | None, notice: str | None, why: str
+    tmp_path: Path, study: dict[str, Any], to_come: int, lessons: dict[str, Any] | None, notice: str | None, why: str
 ) -> None:
     (tmp_path / "study.json").write_text(json.dumps(study))
+    (tmp_path / "progress.json").write_text(json.dumps({"to_come": to_come}))
     if lessons:
         (tmp_path / "search.json").write_text(json.dumps(lessons))
     text = Text(render(tmp_path)).text

@@ -1,4 +1,4 @@
-"""The files of a search, read for the report: study.json as trials end, search.json at the end."""
+"""The files of a search, read for the report: study.json and progress.json as trials end, search.json at the end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SearchFiles:
         path: of its directory.
         trials: in their order; those that ended.
         best: number of the best; None where none ended well yet.
-        to_come: trials that have not ended; None where study.json does not say.
+        to_come: trials that have not ended; None where progress.json does not say.
         objective: what the best is best in; empty of a search that did not write its config.yaml.
         maximize: whether more of it is better.
         logarithmic: keys searched in the logarithm.
@@ -94,7 +94,7 @@ def read_search(path: Path) -> SearchFiles:
     told, no_config = reader.json("search.json"), dict[str, Any]()
     config = reader.take("config.yaml", read_yaml, no_config)
     objective = told.get("objective") or (config.get("search") or {}).get("objective", "")
-    curves, to_come = told.get("curves", {}), study.get("to_come")
+    curves, to_come = told.get("curves", {}), reader.json("progress.json").get("to_come")
     return SearchFiles(
         path=path,
         trials=tuple(_trial(row, curves.get(str(row["number"]), ())) for row in study.get("trials", ())),

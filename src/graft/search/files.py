@@ -22,7 +22,7 @@ _NOT_FOR_RUNS = ("run_dir=", "overrides_from=", "search.", "search=", "evaluate.
 
 
 def write_trials(run_dir: Path, records: Sequence[Record], best: int | None, to_come: int = 0) -> None:
-    """Write study.json and trials.csv.
+    """Write study.json, trials.csv and progress.json.
 
     Args:
         run_dir: of the search.
@@ -31,8 +31,8 @@ def write_trials(run_dir: Path, records: Sequence[Record], best: int | None, to_
         to_come: trials that have not ended, those that nobody has begun included.
     """
     rows = [row for record in records if (row := _row(record))]
-    content = {"trials": rows, "best": best, "to_come": to_come}
-    write_text(run_dir / "study.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(run_dir / "study.json", json.dumps({"trials": rows, "best": best}, indent=1, allow_nan=False) + "\n")
+    write_text(run_dir / "progress.json", json.dumps({"to_come": to_come}) + "\n")
     keys = list(dict.fromkeys(key for record in records for key in record.params))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
