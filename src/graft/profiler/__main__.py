@@ -65,10 +65,17 @@ def _apply(run_dir: Path, steps: int) -> int:
     if finding is None:
         print(f"no finding of {run_dir} names a key to change: nothing to apply")
         return 1
-    advice = overrides_of(finding)
+    advice, config = overrides_of(finding), _config_of(run_dir)
+    if config.processes > 1:
+        t = config.trainer
+        raise ConfigError(
+            f"trainer.devices={t.devices} x trainer.num_nodes={t.num_nodes}: apply trains in one process, whose times "
+            f"tell nothing of {config.processes}; accepted is the directory of a run of one. The advice was: "
+            f"{finding.change}"
+        )
     print(f"{finding.rule}: {steps} steps with {finding.change}")
     with tempfile.TemporaryDirectory(prefix="graft-apply-") as folder:
-        trial = shortened(_config_of(run_dir), before.facts.steps_per_epoch, steps, folder)
+        trial = shortened(config, before.facts.steps_per_epoch, steps, folder)
         train(changed(trial, advice))
         after = read_records(Path(folder))
     for line in compared(finding, before, after):
@@ -97,6 +104,7 @@ def overrides_of(finding: Finding) -> dict[str, object]:
 def shortened(config: Config, steps_per_epoch: int, steps: int, run_dir: str) -> Config:
     """The same run for some steps, of whole epochs, in a directory of its own; test stays sealed."""
     from graft.config import changed
+    from graft.rehearsal import TIMED
 
     epochs = -(-steps // steps_per_epoch)
     return changed(
@@ -105,9 +113,9 @@ def shortened(config: Config, steps_per_epoch: int, steps: int, run_dir: str) ->
             "run_dir": run_dir,
             "trainer.max_epochs": epochs,
             "trainer.max_steps": -1 if steps_per_epoch <= steps else steps,
-            "trainer.patience": None,
             "evaluate.test": False,
             "profiler.enabled": True,
+            **TIMED,
         },
     )
 

@@ -39,7 +39,6 @@ class Facts:
         augment: whether training images are augmented.
         batch_size: photos of a training step, over all processes.
         workers: loader processes.
-        pinned: whether batches are put in page-locked memory before they go to a GPU.
         cores: that this process may use.
         photos: usable photos by split.
         steps_per_epoch: training steps of an epoch.
@@ -55,7 +54,6 @@ class Facts:
     augment: bool = False
     batch_size: int = 1
     workers: int = 0
-    pinned: bool = False
     cores: int = 1
     photos: dict[str, int] = field(default_factory=dict)
     steps_per_epoch: int = 1
