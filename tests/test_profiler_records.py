@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.diagnosis import faults_of
 from graft.config import OnFinding
 from graft.diagnosis import Diagnosis, read_diagnosis
 from graft.errors import RunError
-from graft.profiler.__main__ import main, overrides_of, shortened
+from graft.profiler.__main__ import Comparison, main, overrides_of, shortened
 from graft.profiler.recorder import diagnose
 from graft.profiler.records import FOLDER, Facts, RecordWriter, read_phases, read_records, read_samples
 from graft.profiler.sampler import Machine, open_gpus
@@ -350,6 +351,22 @@ def test_a_run_that_is_timed_goes_to_its_end_and_is_not_traced() -> None:
     assert (trial.trainer.patience, trial.debugger.on_finding) == (None, OnFinding.report)
     assert (trial.profiler.enabled, trial.profiler.torch_steps) == (True, 0)
     assert not trial.evaluate.test
+
+
+@pytest.mark.parametrize(
+    ("measured", "predicted", "faults"),
+    [
+        (2.0, 2.0, []),
+        (2.0, 1.6, []),
+        (1.0, 0.7, ["measured differs from predicted by +43%, not by 30% at most"]),
+        (1.0, None, ["measured differs from predicted by +nan%, not by 30% at most"]),
+        (2.5, 2.5, ["an epoch takes 4 times less, not 5 or more"]),
+    ],
+)
+def test_the_benchmark_fails_where_the_advice_does_not_bring_what_it_promised(
+    measured: float, predicted: float | None, faults: list[str]
+) -> None:
+    assert faults_of(Comparison(10.0, measured, predicted)) == faults
 
 
 def test_apply_says_where_there_is_nothing_to_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
