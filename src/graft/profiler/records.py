@@ -145,6 +145,26 @@ def read_phases(run_dir: Path) -> dict[str, float]:
     return merged(_phases(run_dir / FOLDER))
 
 
+def read_step_times(run_dir: Path) -> dict[str, dict[str, float]]:
+    """What a training step took, in milliseconds: `p50`, `p95` and `p99` of each of its phases and of the whole.
+
+    The keys are `STEP_PHASES`, other and step; empty where no step was recorded.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    records = Records(Facts(), steps=_read_table(run_dir / FOLDER, "steps"))
+    if not len(records.step_seconds):
+        return {}
+    columns = {name: records.steps[name] for name in (*STEP_PHASES, "other")} | {"step": records.step_seconds}
+    return {name: percentiles_ms(seconds) for name, seconds in columns.items()}
+
+
+def percentiles_ms(seconds: Column) -> dict[str, float]:
+    """Percentiles in milliseconds; empty where there are no seconds."""
+    return {f"p{q}": float(np.percentile(seconds, q)) * 1e3 for q in (50, 95, 99)} if len(seconds) else {}
+
+
 def merged(phases: Mapping[str, float]) -> dict[str, float]:
     """Phases with the parts of evaluation told as one."""
     evaluation = sum(phases.get(part, 0.0) for part in ("evaluation", *EVALUATION_PARTS))
