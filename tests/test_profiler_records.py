@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
+import shutil
 import signal
 import sys
 import time
@@ -14,9 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.diagnosis import faults_of
+from graft.config import OnFinding
 from graft.diagnosis import Diagnosis, read_diagnosis
 from graft.errors import RunError
-from graft.profiler.__main__ import main, overrides_of
+from graft.profiler.__main__ import Comparison, main, overrides_of, shortened
 from graft.profiler.recorder import diagnose
 from graft.profiler.records import FOLDER, Facts, RecordWriter, read_phases, read_records, read_samples
 from graft.profiler.sampler import Machine, open_gpus
@@ -302,6 +306,67 @@ def test_what_a_finding_advises_as_overrides() -> None:
     assert advice("dataloader") == {"data.workers": 4}
     assert advice("batch_size") == {"data.batch_size": 20}
     assert advice("io_bottleneck") == {}
+
+
+@pytest.fixture
+def advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little a tiny run's features cost, that is a finding."""
+    monkeypatch.setattr("graft.profiler.time_rules.RECOMPUTED_SHARE", -1e9)
+
+
+@pytest.mark.usefixtures("advised")
+def test_apply_measures_the_first_advice_and_leaves_the_run_as_it_is(
+    profiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (profiled / "run").rglob("*")}
+    assert main(["apply", str(profiled / "run"), "--steps", "7"]) == 0
+    first, took, predicted, saved = capsys.readouterr().out.splitlines()[-4:]
+    assert first == "recomputed_frozen_features: 7 steps with features=cached features.views=1"
+    assert re.fullmatch(r"an epoch took \S+ s; with the change \S+ s, \S+ times less", took)
+    assert re.fullmatch(r"predicted was \S+ s: measured differs by [+-]\d+%", predicted)
+    assert re.fullmatch(r"saved in an epoch: \S+ s, predicted \S+ s", saved)
+    assert {path: path.stat().st_mtime_ns for path in (profiled / "run").rglob("*")} == before
+
+
+@pytest.mark.usefixtures("advised")
+def test_apply_does_not_compare_one_process_with_several(
+    profiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(profiled / "run" / FOLDER, tmp_path / FOLDER)
+    text = (profiled / "run" / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(re.sub(r"\bdevices: 1\b", "devices: 2", text))
+    assert main(["apply", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "error: trainer.devices=2 x trainer.num_nodes=1: apply trains in one process, whose times tell nothing of 2; "
+        "accepted is the directory of a run of one. The advice was: features=cached features.views=1\n"
+    )
+
+
+def test_a_run_that_is_timed_goes_to_its_end_and_is_not_traced() -> None:
+    given = ("trainer.patience=2", "debugger.on_finding=stop", "profiler.torch_steps=3", "evaluate.test=true")
+    config = composed("data=demo", *given)
+    trial = shortened(config, steps_per_epoch=20, steps=50, run_dir="elsewhere")
+    assert trial.trainer.max_epochs == 3
+    assert (trial.trainer.max_steps, shortened(config, 60, 50, "elsewhere").trainer.max_steps) == (-1, 50)
+    assert (trial.trainer.patience, trial.debugger.on_finding) == (None, OnFinding.report)
+    assert (trial.profiler.enabled, trial.profiler.torch_steps) == (True, 0)
+    assert not trial.evaluate.test
+
+
+@pytest.mark.parametrize(
+    ("measured", "predicted", "faults"),
+    [
+        (2.0, 2.0, []),
+        (2.0, 1.6, []),
+        (1.0, 0.7, ["measured differs from predicted by +43%, not by 30% at most"]),
+        (1.0, None, ["measured differs from predicted by +nan%, not by 30% at most"]),
+        (2.5, 2.5, ["an epoch takes 4 times less, not 5 or more"]),
+    ],
+)
+def test_the_benchmark_fails_where_the_advice_does_not_bring_what_it_promised(
+    measured: float, predicted: float | None, faults: list[str]
+) -> None:
+    assert faults_of(Comparison(10.0, measured, predicted)) == faults
 
 
 def test_apply_says_where_there_is_nothing_to_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

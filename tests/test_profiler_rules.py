@@ -17,9 +17,8 @@ from graft.images import InputSpec
 from graft.profiler.causes import EXPLAINS, RULES, causes_first, judge
 from graft.profiler.input_rules import saved_by_workers
 from graft.profiler.prediction import cached_epoch_seconds, epoch_seconds, epochs_seen
-from graft.profiler.records import PHASES, Facts, Records, read_records
+from graft.profiler.records import PHASES, STEP_PHASES, Facts, Records, read_records
 from graft.profiler.time_rules import priced
-from graft.recording import profile_facts
 from tests import idle_gpu
 from tests.composing import ROOT, composed
 from tests.pictures import draw_folder
@@ -98,11 +97,11 @@ QUIET = {
 }
 
 
-def with_slow_steps(count: int, slow: int) -> Records:
+def with_slow_steps(count: int, slow: int, phase: str = "data_wait") -> Records:
     records = recorded(IMAGES, count=count)
-    wait = records.steps["data_wait"].copy()
-    wait[1 : slow + 1] = 5.0
-    return replace(records, steps={**records.steps, "data_wait": wait})
+    seconds = records.steps[phase].copy()
+    seconds[1 : slow + 1] += 5.0
+    return replace(records, steps={**records.steps, phase: seconds})
 
 
 def rehearsed(seconds: float) -> Records:
@@ -210,12 +209,8 @@ def test_memory_that_grows_by_five_points_is_no_finding_and_by_more_is_one() -> 
     assert "from 40 % to 45.1 %" in finding.seen
 
 
-def test_transfers_from_memory_that_is_not_pinned_are_named() -> None:
-    on_gpu = replace(IMAGES, device="cuda", frozen=False)
-    assert looked("dataloader", recorded(replace(on_gpu, pinned=True), transfer=0.1)) is None
-    finding = looked("dataloader", recorded(on_gpu, transfer=0.1))
-    assert finding is not None
-    assert "its loader puts batches there" in finding.change
+def test_slow_transfers_alone_are_no_finding_for_no_key_changes_them() -> None:
+    assert looked("dataloader", recorded(replace(IMAGES, device="cuda", frozen=False), transfer=0.1)) is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -227,7 +222,6 @@ def test_batches_on_their_way_to_a_gpu_are_pinned(device: str, tmp_path: Path) -
     )
     data = build_data(config, photos, device)
     assert {data.train_dataloader().pin_memory, data.val_dataloader().pin_memory} == {device == "cuda"}
-    assert profile_facts(config, photos, data, device).pinned is (device == "cuda")
 
 
 def test_prices_are_told_with_the_digits_that_matter() -> None:
@@ -245,7 +239,7 @@ def test_workers_save_what_they_decode_beside_the_training() -> None:
 
 
 SLOW_DISK: dict[str, float | np.ndarray] = {"iowait_percent": 60.0}
-SLOW_LOADER = replace(IMAGES, workers=1, device="cuda", frozen=False, pinned=True)
+SLOW_LOADER = replace(IMAGES, workers=1, device="cuda", frozen=False)
 
 
 @pytest.mark.parametrize(
@@ -362,3 +356,13 @@ def test_the_page_explains_each_rule_with_its_thresholds_source_and_key(rule: st
     finding = RULES[rule].look(TRIGGERS[rule]).finding
     assert finding is not None
     assert f"`{finding.key}`" in text
+
+
+def test_the_page_names_each_key_that_an_outlier_may_have() -> None:
+    page = (ROOT / "docs" / "profiler.md").read_text()
+    section = page.partition("### step_outlier\n")[2].partition("\n###")[0]
+    for phase in (*STEP_PHASES, "other"):
+        finding = looked("step_outlier", with_slow_steps(300, 11, phase))
+        assert finding is not None
+        assert f"most of it in {phase}" in finding.seen
+        assert not finding.key or f"`{finding.key}` where that is {phase}" in " ".join(section.split())

@@ -22,10 +22,13 @@ from graft.debugger import records as debugger_records
 from graft.diagnosis import Finding
 from graft.plateau import settled
 from graft.profiler import records as profiler_records
+from graft.profiler.records import RecordWriter
+from graft.profiler.stopwatch import STEP_COLUMNS
 from graft.report import charts, page, predictions, search_charts
 from graft.report import photos as page_photos
 from graft.report.__main__ import main
 from graft.report.drawing import DrawingError, draw, whole
+from graft.report.files import read_run
 from graft.report.losses import Losses, logged, thinned
 from graft.report.page import class_name, inside, make_report, render, seconds, write_report
 from graft.report.photos import SIDE, Thumbnails
@@ -394,6 +397,24 @@ def test_a_run_that_goes_on_is_judged_by_its_records_by_now(tmp_path: Path) -> N
     assert "recomputed_frozen_features cost" not in text
     (run / "run.json").write_text(json.dumps({**UNFINISHED, "state": "finished"}))
     assert "recomputed_frozen_features cost" in Text(render(run)).text
+
+
+def test_a_step_is_told_by_its_parts_from_the_records(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert read_run(run).step_ms == {}
+    assert "whole step" not in write_report(run).read_text()
+    rows = np.zeros((101, len(STEP_COLUMNS)))
+    rows[:, STEP_COLUMNS.index("seconds")] = np.arange(101)
+    rows[:, STEP_COLUMNS.index("data_wait")] = np.arange(101) / 1e3  # 0 to 100 ms
+    rows[:, STEP_COLUMNS.index("forward")] = 0.25
+    rows[:, STEP_COLUMNS.index("evaluation")] = 9.0  # of no step
+    RecordWriter(run).write("steps", STEP_COLUMNS, rows.tolist())
+    found = read_run(run).step_ms
+    assert list(found) == ["data_wait", "transfer", "forward", "backward", "optimiser", "other", "step"]
+    assert found["data_wait"] == pytest.approx({"p50": 50, "p95": 95, "p99": 99})
+    assert found["step"] == pytest.approx({"p50": 300, "p95": 345, "p99": 349})
+    numbers = "".join(f'<td class="num">{number}</td>' for number in ("300.00", "345.00", "349.00"))
+    assert f'<th scope="row">whole step</th>{numbers}' in write_report(run).read_text()
 
 
 def test_a_killed_run_shows_its_losses(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 from graft.report import page as page_module
 from graft.report.page import write_report
+from tests.conftest import REAL_DATA
 from tests.pictures import draw_folder
 from tests.run_files import HOSTILE, HOSTILE_FILE, HOSTILE_FOLDER, write_run
 from tests.test_report import LESSONS, write_search
@@ -292,6 +294,41 @@ def test_a_run_leaves_a_page_that_shows_hostile_names_as_text(photos: Path, tmp_
     assert HOSTILE_FOLDER in found.page.locator("main").inner_text()
     assert found.page.locator("#loss svg").count() == 1
     assert found.complaints == []
+
+
+def looked_at(opened: Any, report: Path, name: str) -> None:
+    """Open a page in light and dark; it complains of nothing, and its picture is kept where GRAFT_SCREENSHOTS says."""
+    assert report.stat().st_size < 3e6
+    for scheme in ("light", "dark"):
+        found = opened(report, scheme)
+        assert found.page.locator(".chart svg").count() >= 4
+        if folder := os.environ.get("GRAFT_SCREENSHOTS"):
+            found.page.screenshot(path=Path(folder) / f"{name}-{scheme}.png", full_page=True)
+        assert found.complaints == []
+
+
+@pytest.mark.slow
+def test_a_real_search_of_eight_trials_has_a_page(tmp_path: Path, opened: Any) -> None:
+    photos, run_dir = draw_folder(tmp_path / "photos"), tmp_path / "search"
+    space = ("optim.lr=tag(log, interval(1e-3, 1e-1))", "data.batch_size=choice(8, 16)", "search.trials=8")
+    process = start(tiny(photos, run_dir, *space), script="tune.py")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    looked_at(opened, run_dir / "report.html", "search-of-eight")
+    assert opened(run_dir / "report.html").page.locator("#trials tbody tr").count() == 8
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_on_dogs_has_a_page(tmp_path: Path, opened: Any) -> None:
+    weights = REAL_DATA / "weights" / "mobilenet_v2.pth"
+    places = (f"data.root={REAL_DATA / 'dogs'}", f"model.weights={weights}", f"features.cache_dir={tmp_path / 'cache'}")
+    model = ("data=folder", "model.backbone=mobilenet_v2", "trainer.progress=false")
+    result = run([*model, *places, f"run_dir={tmp_path / 'run'}"])
+    assert result.report is not None
+    looked_at(opened, result.report, "run-on-dogs")
+    assert opened(result.report).page.locator("#time .steps tbody tr").count() == 7
 
 
 @pytest.mark.slow

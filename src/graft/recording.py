@@ -39,7 +39,6 @@ def profile_facts(config: Config, photos: Photos, data: ImageData, device: str) 
         augment=config.data.augment,
         batch_size=config.data.batch_size,
         workers=data.workers,
-        pinned=data.pinned,
         cores=available_cores(),
         photos={name: len(split) for name, split in photos.splits.items()},
         steps_per_epoch=len(data.train_dataloader()),

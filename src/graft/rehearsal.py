@@ -30,6 +30,8 @@ from graft.terminal import say
 
 EPOCHS = 3
 WORTH_S = 10.0  # of a run's passes forward: a rehearsal takes about a second
+# Of a short run that is timed: it goes on to its end, whatever it learns, and nothing traces its steps.
+TIMED = {"trainer.patience": None, "profiler.torch_steps": 0, "debugger.on_finding": OnFinding.report}
 ROWS = 4096  # of drawn features, at most: more than a processor's cache holds
 
 
@@ -51,9 +53,9 @@ def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Phot
     classifier.backbone = nn.Identity()
     changes = {
         **{"features.enabled": True, "trainer.max_epochs": EPOCHS, "trainer.max_steps": -1},
-        **{"trainer.patience": None, "trainer.progress": False, "profiler.torch_steps": 0},
-        # Recorded as the run is, which takes its time too; what noise teaches is no reason to stop.
-        **{"debugger.on_finding": OnFinding.report, "debugger.backend": DebuggerBackend.graft},
+        **TIMED,
+        # Recorded as the run is, which takes its time too.
+        **{"trainer.progress": False, "debugger.backend": DebuggerBackend.graft},
     }
     with tempfile.TemporaryDirectory(prefix="graft-rehearsal-") as folder:
         run = RunDirectory(Path(folder) / "run", "rehearsal")

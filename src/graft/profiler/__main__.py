@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,26 +55,68 @@ def _findings(run_dir: Path) -> int:
 
 
 def _apply(run_dir: Path, steps: int) -> int:
+    finding = advised(run_dir)
+    if finding is None:
+        print(f"no finding of {run_dir} names a key to change: nothing to apply")
+        return 1
+    config = config_of(run_dir)
+    if config.processes > 1:
+        t = config.trainer
+        raise ConfigError(
+            f"trainer.devices={t.devices} x trainer.num_nodes={t.num_nodes}: apply trains in one process, whose times "
+            f"tell nothing of {config.processes}; accepted is the directory of a run of one. The advice was: "
+            f"{finding.change}"
+        )
+    print(f"{finding.rule}: {steps} steps with {finding.change}")
+    for line in measure(run_dir, config, finding, steps).lines():
+        print(line)
+    return 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of an epoch: as the run had it, with a finding's change as measured, and as was predicted.
+
+    `predicted` is None where the run's own numbers do not tell.
+    """
+
+    was: float
+    measured: float
+    predicted: float | None
+
+    def lines(self) -> list[str]:
+        """Predicted against measured, a line each, and what an epoch would have saved."""
+        was, measured, predicted = self.was, self.measured, self.predicted
+        lines = [f"an epoch took {was:.3g} s; with the change {measured:.3g} s, {was / measured:.3g} times less"]
+        if predicted is None:
+            return [*lines, "the run's own numbers predict nothing here"]
+        lines.append(f"predicted was {predicted:.3g} s: measured differs by {measured / predicted - 1:+.0%}")
+        lines.append(f"saved in an epoch: {was - measured:.3g} s, predicted {was - predicted:.3g} s")
+        return lines
+
+
+def advised(run_dir: Path) -> Finding | None:
+    """The dearest finding of a run that names a key to change; None where none does."""
+    from graft.profiler.causes import judge
+    from graft.profiler.records import read_records
+
+    return next((finding for finding in judge(read_records(run_dir)).findings if overrides_of(finding)), None)
+
+
+def measure(run_dir: Path, config: Config, finding: Finding, steps: int) -> Comparison:
+    """Train some steps with the change of a finding, in a directory of its own."""
     # The configuration, and torch with the training, load late: --help does not pay for them.
     from graft.config import changed
-    from graft.profiler.causes import judge
+    from graft.profiler.prediction import epoch_seconds
     from graft.profiler.records import read_records
     from graft.trainer import train
 
     before = read_records(run_dir)
-    finding = next((finding for finding in judge(before).findings if overrides_of(finding)), None)
-    if finding is None:
-        print(f"no finding of {run_dir} names a key to change: nothing to apply")
-        return 1
-    advice = overrides_of(finding)
-    print(f"{finding.rule}: {steps} steps with {finding.change}")
     with tempfile.TemporaryDirectory(prefix="graft-apply-") as folder:
-        trial = shortened(_config_of(run_dir), before.facts.steps_per_epoch, steps, folder)
-        train(changed(trial, advice))
-        after = read_records(Path(folder))
-    for line in compared(finding, before, after):
-        print(line)
-    return 0
+        trial = shortened(config, before.facts.steps_per_epoch, steps, folder)
+        train(changed(trial, overrides_of(finding)))
+        measured = epoch_seconds(read_records(Path(folder)))
+    return Comparison(epoch_seconds(before), measured, predicted_epoch(finding, before))
 
 
 def overrides_of(finding: Finding) -> dict[str, object]:
@@ -97,6 +140,7 @@ def overrides_of(finding: Finding) -> dict[str, object]:
 def shortened(config: Config, steps_per_epoch: int, steps: int, run_dir: str) -> Config:
     """The same run for some steps, of whole epochs, in a directory of its own; test stays sealed."""
     from graft.config import changed
+    from graft.rehearsal import TIMED
 
     epochs = -(-steps // steps_per_epoch)
     return changed(
@@ -105,31 +149,30 @@ def shortened(config: Config, steps_per_epoch: int, steps: int, run_dir: str) ->
             "run_dir": run_dir,
             "trainer.max_epochs": epochs,
             "trainer.max_steps": -1 if steps_per_epoch <= steps else steps,
-            "trainer.patience": None,
             "evaluate.test": False,
             "profiler.enabled": True,
+            **TIMED,
         },
     )
 
 
-def compared(finding: Finding, before: Records, after: Records) -> list[str]:
-    """Predicted against measured, a line each: seconds of an epoch, and what the run would have saved."""
+def predicted_epoch(finding: Finding, records: Records) -> float | None:
+    """Seconds of an epoch with the change of a finding; None where the run's own numbers do not tell."""
     from graft.profiler.prediction import cached_epoch_seconds, epoch_seconds, epochs_seen
 
-    was, measured = epoch_seconds(before), epoch_seconds(after)
-    lines = [f"an epoch took {was:.3g} s; with the change {measured:.3g} s, {was / measured:.3g} times less"]
     if finding.rule == "recomputed_frozen_features":
-        predicted = cached_epoch_seconds(before)
-    elif finding.saved_s is not None:
-        predicted = was - finding.saved_s / epochs_seen(before)
-    else:
-        return [*lines, "the run's own numbers predict nothing here"]
-    lines.append(f"predicted was {predicted:.3g} s: measured differs by {measured / predicted - 1:+.0%}")
-    lines.append(f"saved in an epoch: {was - measured:.3g} s, predicted {was - predicted:.3g} s")
-    return lines
+        return cached_epoch_seconds(records)
+    if finding.saved_s is not None:
+        return epoch_seconds(records) - finding.saved_s / epochs_seen(records)
+    return None
 
 
-def _config_of(run_dir: Path) -> Config:
+def config_of(run_dir: Path) -> Config:
+    """The configuration that a run was made with.
+
+    Raises:
+        RunError: the directory has none that can be read.
+    """
     from omegaconf import DictConfig, OmegaConf
 
     from graft.config import parse

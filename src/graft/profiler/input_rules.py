@@ -73,17 +73,14 @@ def io_bottleneck(records: Records) -> Verdict:
 
 
 def dataloader(records: Records) -> Verdict:
-    """Too few or too many loader processes, or memory that is not pinned, and steps that wait for it."""
+    """Too few or too many loader processes, and steps that wait for them."""
     facts, steps = records.facts, records.step_seconds
     if facts.cached or not len(steps):
         return Verdict(0)
-    waited, moved = (float(records.steps[name].sum()) for name in ("data_wait", "transfer"))
-    whole, ratio = float(steps.sum()), facts.workers / facts.cores
+    waited, whole, ratio = float(records.steps["data_wait"].sum()), float(steps.sum()), facts.workers / facts.cores
     wrong_number = not FEW_WORKERS <= ratio <= MANY_WORKERS
     if wrong_number and waited > WAITING * whole:
         return Verdict(len(steps), 1, _loader_finding(facts, waited, whole))
-    if facts.device == "cuda" and not facts.pinned and moved > WAITING * whole:
-        return Verdict(len(steps), 1, _transfer_finding(facts, moved, whole))
     return Verdict(len(steps))
 
 
@@ -111,17 +108,6 @@ def _loader_finding(facts: Facts, waited: float, whole: float) -> Finding:
         gain=f"about {priced(saved, facts)} less" if saved else "",
         cost_s=waited,
         saved_s=saved or None,
-    )
-
-
-def _transfer_finding(facts: Facts, moved: float, whole: float) -> Finding:
-    return Finding(
-        "dataloader",
-        f"moving batches to the GPU took {moved / whole:.0%} of {whole:.3g} s, from memory that is not page-locked",
-        "a copy from page-locked (pinned) memory goes on beside the computing",
-        "train with this version of graft: its loader puts batches there where the model is on a GPU",
-        gain=f"{priced(moved, facts)} at most",
-        cost_s=moved,
     )
 
 

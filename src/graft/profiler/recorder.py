@@ -7,11 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from graft.diagnosis import Diagnosis, failing_no_run, told, write_diagnosis
 from graft.profiler.causes import judge
-from graft.profiler.records import FOLDER, Facts, Records, RecordWriter, merged, read_records
+from graft.profiler.records import FOLDER, Facts, Records, RecordWriter, merged, percentiles_ms, read_records
 from graft.profiler.sampler import Sampler
 from graft.profiler.stopwatch import Stopwatch
 from graft.storage import write_text
@@ -83,13 +81,12 @@ def diagnose(run_dir: Path) -> Diagnosis:
 
 def summarise(records: Records) -> dict[str, Any]:
     """Where the time went, as plain JSON values: seconds, and milliseconds of a training step."""
-    steps = records.step_seconds * 1e3
     usd = records.facts.usd_per_hour
     return {
         "seconds": records.seconds,
         "usd": None if usd is None else records.seconds / 3600 * usd,
         "phases_s": merged(records.phases),
-        "steps": len(steps),
-        "step_ms": {f"p{q}": float(np.percentile(steps, q)) for q in (50, 95, 99)} if len(steps) else {},
+        "steps": len(records.step_seconds),
+        "step_ms": percentiles_ms(records.step_seconds),
         "samples": len(records.samples.get("seconds", ())),
     }

@@ -39,7 +39,6 @@ class Facts:
         augment: whether training images are augmented.
         batch_size: photos of a training step, over all processes.
         workers: loader processes.
-        pinned: whether batches are put in page-locked memory before they go to a GPU.
         cores: that this process may use.
         photos: usable photos by split.
         steps_per_epoch: training steps of an epoch.
@@ -55,7 +54,6 @@ class Facts:
     augment: bool = False
     batch_size: int = 1
     workers: int = 0
-    pinned: bool = False
     cores: int = 1
     photos: dict[str, int] = field(default_factory=dict)
     steps_per_epoch: int = 1
@@ -145,6 +143,26 @@ def read_phases(run_dir: Path) -> dict[str, float]:
         RunError: a file is damaged.
     """
     return merged(_phases(run_dir / FOLDER))
+
+
+def read_step_times(run_dir: Path) -> dict[str, dict[str, float]]:
+    """What a training step took, in milliseconds: `p50`, `p95` and `p99` of each of its phases and of the whole.
+
+    The keys are `STEP_PHASES`, other and step; empty where no step was recorded.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    records = Records(Facts(), steps=_read_table(run_dir / FOLDER, "steps"))
+    if not len(records.step_seconds):
+        return {}
+    columns = {name: records.steps[name] for name in (*STEP_PHASES, "other")} | {"step": records.step_seconds}
+    return {name: percentiles_ms(seconds) for name, seconds in columns.items()}
+
+
+def percentiles_ms(seconds: Column) -> dict[str, float]:
+    """Percentiles in milliseconds; empty where there are no seconds."""
+    return {f"p{q}": float(np.percentile(seconds, q)) * 1e3 for q in (50, 95, 99)} if len(seconds) else {}
 
 
 def merged(phases: Mapping[str, float]) -> dict[str, float]:

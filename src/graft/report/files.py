@@ -19,7 +19,7 @@ from graft.diagnosis import Diagnosis, failing_no_run, read_diagnosis
 from graft.errors import RunError
 from graft.parquet import sessions
 from graft.profiler.causes import judge as judge_speed
-from graft.profiler.records import read_phases, read_samples
+from graft.profiler.records import read_phases, read_samples, read_step_times
 from graft.profiler.records import read_records as read_speed
 from graft.report.losses import Course, read_course
 from graft.report.predictions import Prediction, read_predictions
@@ -44,6 +44,7 @@ class RunFiles:
         course: of the cross-entropy.
         samples: of utilisation, column -> values by sample; empty where the profiler did not run.
         phases: name -> seconds of the run; likewise.
+        step_ms: phase of a training step, and `step` for the whole -> percentile -> milliseconds; likewise.
         debugger: what its rules found, of a run that is not finished by now; None where they did not run.
         profiler: likewise.
         damaged: a sentence for each file that could not be read.
@@ -61,6 +62,7 @@ class RunFiles:
     course: Course
     samples: dict[str, NDArray[np.float64]]
     phases: dict[str, float]
+    step_ms: dict[str, dict[str, float]]
     debugger: Diagnosis | None
     profiler: Diagnosis | None
     damaged: tuple[str, ...]
@@ -119,6 +121,7 @@ def read_run(path: Path) -> RunFiles:
     reader, no_config, state = Reader(path), dict[str, Any](), read_state(path)
     finished = state.get("state") == "finished"
     no_samples, no_phases = dict[str, NDArray[np.float64]](), dict[str, float]()
+    no_steps = dict[str, dict[str, float]]()
     return RunFiles(
         path=path,
         state=state,
@@ -132,6 +135,7 @@ def read_run(path: Path) -> RunFiles:
         course=reader.take("", read_course, Course({}, {})),
         samples=reader.take("profiler", lambda _: read_samples(path), no_samples),
         phases=reader.take("profiler", lambda _: read_phases(path), no_phases),
+        step_ms=reader.take("profiler", lambda _: read_step_times(path), no_steps),
         debugger=reader.findings("debugger", finished, lambda: judge_training(read_training(path))),
         profiler=reader.findings("profiler", finished, lambda: judge_speed(read_speed(path))),
         damaged=tuple(reader.damaged),
