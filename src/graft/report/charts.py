@@ -73,7 +73,7 @@ def phases_chart(phases: Mapping[str, float]) -> Spec:
     return {
         "width": WIDTH - 360,
         "height": {"step": 26},
-        "padding": {"left": 5, "top": 5, "bottom": 5, "right": 30},  # a browser's letters are wider than Vega counts
+        "padding": {"left": 20, "top": 5, "bottom": 5, "right": 30},  # a browser's letters are wider than Vega counts
         "data": {"values": rows},
         "encoding": {"y": y, "x": x},
         "layer": [
