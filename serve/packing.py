@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,17 +129,17 @@ def _quantised(run_dir: Path, config: ServeConfig, model: ov.Model, manifest: Ma
 def photos_of(run_dir: Path, manifest: Manifest) -> str:
     """Where the photos of a run are: as its manifest says, else as its config.yaml or that of its search does.
 
-    Earlier releases wrote into a job's manifest where its machine had the photos; the fetched config.yaml has the place
+    The manifest of a job once had the place that its machine had the photos at; the fetched config.yaml has the one
     that the user gave. Where none of them is there, it is the manifest's.
     """
     of_manifest: str = manifest.data["root"]
-    told = [of_manifest, *(_root_in(folder / "config.yaml") for folder in (run_dir, run_dir.parent))]
-    return next((root for root in told if root and (is_remote(root) or Path(root).is_dir())), of_manifest)
+    of_configs = (_root_in(folder / "config.yaml") for folder in (run_dir, run_dir.parent))
+    there = (root for root in chain([of_manifest], of_configs) if root and (is_remote(root) or Path(root).is_dir()))
+    return next(there, of_manifest)
 
 
 def _root_in(path: Path) -> str | None:
-    """data.root of a config.yaml; None where there is no such file."""
-    if not path.exists():
-        return None
-    root: str | None = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["root"]
-    return root
+    """data.root of a config.yaml; None where there is no such file, or it is not graft's."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    data = content.get("data") if isinstance(content, dict) else None
+    return data.get("root") if isinstance(data, dict) else None

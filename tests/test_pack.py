@@ -203,6 +203,8 @@ def test_photos_are_where_the_user_said_though_the_job_that_trained_had_them_els
     best = tmp_path / "search" / "best"
     best.mkdir(parents=True)
     assert photos_of(best, of_job) == "/opt/ml/input/data/photos"  # what is looked for, where nothing is there
+    (tmp_path / "search" / "config.yaml").write_text("not of graft\n")
+    assert photos_of(best, of_job) == "/opt/ml/input/data/photos"
     # Of a search that was a job, the best run's own file came from the job too.
     (best / "config.yaml").write_text("data:\n  root: /opt/ml/input/data/photos\n")
     (tmp_path / "search" / "config.yaml").write_text("data:\n  root: s3://b/photos\n")

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from graft import openvino_core
 from graft.environment import available_cores
-from graft.openvino_core import UNBOUND, core
+from graft.openvino_core import UNBOUND, core, has_bf16
 from graft.transforms import normalise
 
 Pixels = NDArray[np.uint8]  # [B, S, S, 3]
@@ -187,7 +186,7 @@ def fold_batchnorm(backbone: nn.Module) -> nn.Module:
 
 def _has_bf16(engine: str, device: str) -> bool:
     if engine == "openvino":
-        return openvino_core.has_bf16()
+        return has_bf16()
     if device != "cpu":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())
