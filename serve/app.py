@@ -36,6 +36,8 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# What is left to check of a model waits this long after the first: who asks at once would wait for it otherwise.
+CHECK_AFTER_S = 1.0
 T = TypeVar("T")
 _log = logging.getLogger("graft.serve")
 
@@ -105,6 +107,7 @@ async def _load(service: Service) -> None:
     try:
         service.model = await asyncio.to_thread(service.load)
         _log.info("ready", extra={"fields": {"model": service.model.model_id, "seconds": time.perf_counter() - begun}})
+        await asyncio.sleep(CHECK_AFTER_S)
         await asyncio.to_thread(service.model.check_remaining)
     except Exception as error:  # whatever it is, /ping has to tell it: nobody else waits for this task
         service.model, service.failure = None, str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,14 @@ class ServedModel:
         """
         manifest = read_manifest(path)
         exported = manifest.export.precision if manifest.export else None
-        if manifest.export and network_digest(path) != manifest.export.sha256:
-            raise RunError(f"{path} holds another network than manifest.json says; copy or pack the model again")
-        ready = load_engine(
-            path, engine or "auto", exported=exported, precision=precision, threads=threads, streams=streams
-        )
+        with ThreadPoolExecutor(1, "digest") as pool:
+            whole = pool.submit(_check_network, path, manifest)
+            try:
+                ready = load_engine(
+                    path, engine or "auto", exported=exported, precision=precision, threads=threads, streams=streams
+                )
+            finally:
+                whole.result()  # a network that is another one may also fail to load: this is what to say of it
         return cls(path, manifest, ready, read_novelty(path) if manifest.doubts and manifest.doubts.distance else None)
 
     @property
@@ -132,6 +136,12 @@ class ServedModel:
         logits = np.concatenate([self.engine.run(image[None])[0] for image in pixels])
         expected = [sample.logits for sample in samples]
         return check_parity(self.path, self.engine.precision, logits, expected, first)
+
+
+def _check_network(path: Path, manifest: Manifest) -> None:
+    """Refuse an exported network that is not the manifest's."""
+    if manifest.export and network_digest(path) != manifest.export.sha256:
+        raise RunError(f"{path} holds another network than manifest.json says; copy or pack the model again")
 
 
 def check_parity(

@@ -33,7 +33,7 @@ from openvino import opset13
 from serve.engines import OpenVinoEngine
 
 pixels = opset13.parameter([-1, 4, 4, 3], numpy.uint8)
-network = openvino.Model([opset13.convert(pixels, "f32")] * 2, [pixels])
+network = openvino.Model([opset13.add(opset13.convert(pixels, "f32"), numpy.float32(1))] * 2, [pixels])
 openvino.save_model(network, "network.xml")
 make = lambda: OpenVinoEngine(Path("network.xml"), "auto", 1, 1)
 """
@@ -48,6 +48,7 @@ make = lambda: make_engine(network, **about, receive=print)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [SERVED, FEATURES], ids=["serve", "features"])
 def test_a_signal_is_handled_after_engines_went_out_of_turn(make: str, tmp_path: Path) -> None:
     assert run_alone(GIVEN_UP.format(make=make), tmp_path) == "heard"

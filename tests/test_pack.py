@@ -279,6 +279,34 @@ def test_a_network_that_was_exchanged_is_refused(unpacked: Path) -> None:
         ServedModel.load(unpacked)
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 100], ids=["empty", "cut"])
+def test_a_network_whose_weights_are_cut_off_is_refused(unpacked: Path, content: bytes) -> None:
+    (unpacked / "network.bin").write_bytes(content)
+    with pytest.raises(RunError, match=r"holds another network than manifest\.json says"):
+        ServedModel.load(unpacked)
+    with pytest.raises(RunError, match=r"network\.xml cannot be read \(.+\); pack the run again"):
+        load_engine(unpacked, "openvino", exported="fp32", precision="fp32", threads=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
+def test_the_file_of_the_weights_leaves_memory_once_they_are_packed(unpacked: Path) -> None:
+    images, expected = pixels_of(unpacked)
+    engine = load_engine(unpacked, "openvino", exported="fp32", precision="fp32", threads=1)
+    assert resident(unpacked / "network.bin") > 0  # compiling has read them
+    first = engine.run(images[:1])[0]
+    assert resident(unpacked / "network.bin") == 0
+    assert np.array_equal(engine.run(images[:1])[0], first)
+    # Another shape may be packed anew, from the file.
+    assert np.allclose(engine.run(images)[0], expected, atol=1e-3 * float(np.abs(expected).max()))
+
+
+def resident(path: Path) -> int:
+    """kB of a mapped file that are in memory, over all its mappings."""
+    sections = Path("/proc/self/smaps").read_text().split(f" {path}\n")[1:]
+    assert sections
+    return sum(int(section.partition("Rss:")[2].split()[0]) for section in sections)
+
+
 def test_logits_that_are_others_than_the_samples_say_are_refused(tmp_path: Path) -> None:
     expected = [np.array([3, 4], np.float32), np.array([0, 5], np.float32)]
     # 0.5 apart, of length 5: a tenth.
