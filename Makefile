@@ -67,9 +67,10 @@ demo: $(STAMP)
 	rm -rf $(DEMO_DIR)
 	$(PY) train.py data=demo run_dir=$(DEMO_DIR) $(ARGS)
 
-# In two processes, a file in one of them. One that crashes is not replaced: xdist 3.8 waits for ever after that.
+# In two processes, a file in one of them, and a thread of torch in each: two would wait for each other's core.
+# One that crashes is not replaced: xdist 3.8 waits for ever after that.
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .

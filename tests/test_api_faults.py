@@ -32,6 +32,8 @@ from tests.aws.server import BUCKET, LocalAws, running_aws
 from tests.composing import ROOT
 from tests.faults import Faults, Kind, Operation, faulty_aws
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = itertools.count(1)
 ROLLED_BACK = "all of it is rolled back: nothing is left, and nothing is billed any more"
 
@@ -187,9 +189,7 @@ OPERATIONS = {case.operation for case in CASES} | {TAKEN_BACK}
 
 
 # Botocore sits out both alike; what lasts is told apart by graft.
-@pytest.mark.parametrize(
-    "kind", [Kind.throttled, pytest.param(Kind.broken, marks=pytest.mark.slow)], ids=lambda kind: kind.name
-)
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_passes_is_sat_out(stage: Stage, capsys: pytest.CaptureFixture[str], case: Case, kind: Kind) -> None:
     command = COMMANDS[case.command]

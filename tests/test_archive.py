@@ -628,6 +628,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", DAMAGED)
 def test_a_damaged_zip_is_removed_so_that_the_next_call_gets_it_anew(tmp_path: Path, fault: str) -> None:
     content, message = DAMAGED[fault]

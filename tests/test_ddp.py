@@ -72,6 +72,7 @@ def assert_alike(run_dir: Path, other: Path, *, within: float = 1e-3) -> None:
     assert found == pytest.approx(expected, abs=within, rel=0)
 
 
+@pytest.mark.slow
 def test_two_processes_that_train_on_images_give_the_figures_of_one(photos: Path, tmp_path: Path) -> None:
     finish(tiny(photos, tmp_path / "one", *IMAGES))
     out = finish(tiny(photos, tmp_path / "two", *IMAGES, "trainer=ddp"))
@@ -80,6 +81,7 @@ def test_two_processes_that_train_on_images_give_the_figures_of_one(photos: Path
     assert read_json(tmp_path / "two" / "environment.json")["processes"] == 2
 
 
+@pytest.mark.slow
 def test_each_process_decodes_half_of_the_photos(photos: Path, tmp_path: Path) -> None:
     finish(tiny(photos, tmp_path / "one"))
     together = tiny(photos, tmp_path / "two", "trainer=ddp", f"features.cache_dir={tmp_path / 'other'}")
@@ -158,6 +160,7 @@ def test_sigterm_stops_all_processes_and_the_run_can_be_resumed(photos: Path, tm
     assert read_json(tmp_path / "run" / "run.json")["state"] == "unfinished"
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_is_one_line(photos: Path, tmp_path: Path) -> None:
     finish(tiny(photos, tmp_path / "run"))
     process = start(tiny(photos, tmp_path / "run", "trainer=ddp"))

@@ -259,6 +259,7 @@ def test_a_block_of_a_transformer_is_looked_at_like_any_layer() -> None:
     assert float(row["gradient_norm"]) > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_what_it_had_flushed(tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", train=40)
     run_dir = tmp_path / "run"

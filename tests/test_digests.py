@@ -125,6 +125,7 @@ class TestIndex:
             done.pop()
         assert index.look_up(tags_of("a")).tolist() == digests_of("A").tolist()
 
+    @pytest.mark.slow
     def test_processes_at_once_lose_nothing(self, tmp_path: Path) -> None:
         code = """
 import sys

@@ -144,6 +144,7 @@ def test_an_endpoint_that_fails_to_start_is_rolled_back(
     assert leftovers(aws) == []
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_answers_otherwise_is_rolled_back(
     aws: LocalAws, packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_last_line_that_lacks_only_its_end_counts(tmp_path: Path) -> None:
     assert opened(ledger, "c") == 3
 
 
+@pytest.mark.slow
 def test_four_processes_at_once_lose_no_opening(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["graft.evaluate"])  # torch is imported once, not four times

@@ -171,6 +171,7 @@ def test_killed_while_validating_it_validates_that_epoch(whole: Session, tmp_pat
     assert_ends_alike(second, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 6])
 def test_dropout_of_a_resumed_fit_is_that_of_the_whole_one(tmp_path: Path, batch: int) -> None:
     many: dict[str, Any] = {"unfreeze": "all", "lr": 1e-3}
@@ -460,13 +461,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_folder(tmp_path_factory.mktemp("photos"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "reason", "path"),
     [
         (signal.SIGTERM, 143, "stopped by SIGTERM", ON_FEATURES),
         (signal.SIGINT, 130, "stopped by Ctrl-C", ON_IMAGES),
-        pytest.param(signal.SIGTERM, 143, "stopped by SIGTERM", ON_IMAGES, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, "stopped by Ctrl-C", ON_FEATURES, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, "stopped by SIGTERM", ON_IMAGES),
+        (signal.SIGINT, 130, "stopped by Ctrl-C", ON_FEATURES),
     ],
     ids=["SIGTERM-features", "SIGINT-images", "SIGTERM-images", "SIGINT-features"],
 )

@@ -281,6 +281,7 @@ def test_a_run_that_fails_is_judged_too(tmp_path: Path) -> None:
     assert read_phases(tmp_path / "run")["look"] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_readable_records(tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos")
     overrides = tiny(photos, tmp_path / "run", "trainer.max_epochs=100000", "profiler.interval_s=0.1")

@@ -28,6 +28,7 @@ SPEC = InputSpec(32, 32)
 FIGURES = {"valid_accuracy_fp32": 0.9, "valid_accuracy_int8": 0.89, "points_lost": 1.0, "valid_photos": 100.0}
 
 
+@pytest.mark.slow
 def test_a_network_in_int8_says_what_it_costs(packed_run: Path, tmp_path: Path) -> None:
     photos = scan(LocalStore(packed_run.parent / "photos"))
     # A small network of random weights suffers from int8 as no trained one does: 33 points.
@@ -47,6 +48,7 @@ def test_a_network_in_int8_says_what_it_costs(packed_run: Path, tmp_path: Path) 
     assert (tmp_path / "model" / "network.bin").stat().st_size < sum(array.nbytes for array in weights) / 2
 
 
+@pytest.mark.slow
 def test_int8_is_packed_only_within_the_margin(
     packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal, "WORTH_S", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_once")
 def test_the_epoch_on_drawn_features_is_what_the_finding_promises(tmp_path: Path) -> None:
     slow = run(tiny(draw_folder(tmp_path / "photos"), tmp_path / "run", "features=off", "model.image_size=224"))
@@ -39,6 +40,7 @@ def test_the_epoch_on_drawn_features_is_what_the_finding_promises(tmp_path: Path
     assert len(records.steps["seconds"]) == 3 * records.facts.steps_per_epoch
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("changes", [(), ("features=off", "model.unfreeze=all"), ("features=off", "profiler=off")])
 def test_a_run_without_the_advice_rehearses_nothing(

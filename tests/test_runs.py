@@ -169,6 +169,7 @@ def test_it_learns(photos: Path, tmp_path: Path, first: Path) -> None:
     assert metrics["features/computed"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_the_same_seed_gives_the_same_metrics_from_a_cache_of_its_own(
     photos: Path, tmp_path: Path, engine: str
@@ -332,6 +333,7 @@ def test_only_evaluate_opens_test() -> None:
     assert callers == ["src/graft/evaluate.py"]
 
 
+@pytest.mark.slow
 def test_openings_are_counted_over_runs_and_a_resumed_run_once(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +360,7 @@ def test_a_finished_run_is_refused_and_left_as_it_is(photos: Path, first: Path) 
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_evaluating_fits_nothing_again(
     photos: Path, tmp_path: Path, first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +383,7 @@ def test_a_run_killed_while_evaluating_fits_nothing_again(
     assert lasting(run(overrides).metrics) == lasting(metrics_of(first))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "stopped", "reason"),
     [(signal.SIGTERM, SystemExit, "stopped by SIGTERM"), (signal.SIGINT, KeyboardInterrupt, "stopped by Ctrl-C")],
@@ -420,6 +424,7 @@ def test_a_gpu_that_is_not_there_is_an_error_before_anything_is_written(photos: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_demo_photos_are_marked_as_toys_everywhere(tmp_path: Path) -> None:
     draw = ("data=demo", f"data.root={tmp_path / 'demo'}", "data.demo_per_class=1", f"run_dir={tmp_path / 'run'}")
     fast = ("model.backbone=squeezenet1_1", "model.image_size=64", "model.resize=64", "trainer.max_epochs=1")
@@ -464,6 +469,7 @@ def test_balance_decides_which_photos_are_drawn_and_what_they_weigh(
     assert weights == (pytest.approx([0.5, 1.5, 3.0]) if balance == "loss" else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "part"), [("resnet18", "layer4"), ("squeezenet1_1", "all")])
 def test_unfrozen_parts_train_through_the_images(photos: Path, tmp_path: Path, backbone: str, part: str) -> None:
     more = (f"model.backbone={backbone}", f"model.unfreeze={part}", "optim.lr=0.001", "trainer.max_epochs=2")
@@ -606,6 +612,7 @@ def table_of(out: str) -> dict[str, list[str]]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_one_look_at_the_photos_and_ends_with_a_table(photos: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     process = start(tiny(photos, sweep, "optim.lr=0.01,0.02", "model.hidden=8,16", "trainer.max_epochs=1"), "-m")
@@ -625,6 +632,7 @@ def test_a_sweep_shares_one_look_at_the_photos_and_ends_with_a_table(photos: Pat
     assert len(rows) == 4
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_is_in_the_table_and_the_others_finish(photos: Path, tmp_path: Path) -> None:
     root, sweep = tmp_path / "photos", tmp_path / "sweep"
     shutil.copytree(photos, root)

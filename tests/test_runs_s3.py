@@ -90,6 +90,7 @@ def test_without_local_copies_a_frozen_run_reads_each_photo_once(
     "faults", [Faults(every=5), Faults(every=5, kind="cut"), Faults(every=7, kind="spoil"), Faults(delay=0.05)],
     ids=["drop", "cut", "spoil", "slow"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_bad_connection_changes_nothing(
     root: str, proxy: FaultyProxy, expected: dict[str, float], tmp_path: Path, faults: Faults
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_bad_connection_changes_nothing(
     assert lasting(found) == lasting(expected)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_busy_for_a_while_changes_nothing(
     root: str, proxy: FaultyProxy, expected: dict[str, float], tmp_path: Path
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_server_that_is_busy_for_a_while_changes_nothing(
     assert lasting(found) == lasting(expected)
 
 
+@pytest.mark.slow
 def test_images_are_read_from_s3_in_every_epoch(root: str, photos: Path, tmp_path: Path) -> None:
     more = ("features.enabled=false", "trainer.max_epochs=1")
     whole = run(tiny(photos, tmp_path / "whole", *more)).metrics
@@ -124,6 +127,7 @@ def refused(overrides: list[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_missing_bucket_is_one_clear_error(root: str, tmp_path: Path) -> None:
     said = refused(remote("s3://nowhere-at-all/set", tmp_path / "run", tmp_path / "cache"))
     assert "s3://nowhere-at-all" in said
@@ -131,6 +135,7 @@ def test_a_missing_bucket_is_one_clear_error(root: str, tmp_path: Path) -> None:
     assert not usage(tmp_path / "cache" / "features")
 
 
+@pytest.mark.slow
 def test_no_credentials_is_one_clear_error(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_account(monkeypatch)
     said = refused(remote(root, tmp_path / "run", tmp_path / "cache"))
@@ -138,6 +143,7 @@ def test_no_credentials_is_one_clear_error(root: str, tmp_path: Path, monkeypatc
     assert "AWS_ACCESS_KEY_ID" in said
 
 
+@pytest.mark.slow
 def test_an_object_that_changes_midway_is_one_clear_error(
     root: str, proxy: FaultyProxy, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +165,7 @@ def test_an_object_that_changes_midway_is_one_clear_error(
     assert metrics["valid/images"] == 12
 
 
+@pytest.mark.slow
 def test_weights_in_s3_are_those_of_the_file(root: str, proxy: FaultyProxy, photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(build_backbone("squeezenet1_1", seed=7).state_dict(), file)
@@ -171,6 +178,7 @@ def test_weights_in_s3_are_those_of_the_file(root: str, proxy: FaultyProxy, phot
     assert manifest["weights"] == f"s3://{BUCKET}/weights/w.pth"
 
 
+@pytest.mark.slow
 def test_a_run_directory_in_s3_holds_the_run_and_resumes_on_another_machine(
     root: str, proxy: FaultyProxy, photos: Path, expected: dict[str, float], tmp_path: Path
 ) -> None:
@@ -208,6 +216,7 @@ def run_until_terminated(overrides: list[str]) -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 def test_the_manifest_has_udacitys_breeds_in_label_order_from_the_folder_and_from_s3(root: str, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for label, breed in enumerate(BREEDS):
@@ -236,6 +245,7 @@ def test_a_sweep_in_s3_and_other_urls_are_refused(root: str, tmp_path: Path) -> 
         run(remote(root, tmp_path / "other", tmp_path / "cache", "model.weights=https://x/w.pth"))
 
 
+@pytest.mark.slow
 def test_two_processes_read_half_of_the_objects_each(
     root: str, proxy: FaultyProxy, expected: dict[str, float], tmp_path: Path
 ) -> None:

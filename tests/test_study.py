@@ -336,6 +336,7 @@ def test_a_database_that_is_lost_meanwhile_is_told_in_a_line(tmp_path: Path) -> 
     study.close()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_in_postgresql_is_done_by_the_other(tmp_path: Path, postgres: Postgres) -> None:
     killed = worker(tmp_path / "a", storage=postgres.url, study="killed", trials=30, seconds=0.5)
     study = open_study(tmp_path, storage=postgres.url, study="killed", trials=30)

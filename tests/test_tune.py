@@ -185,6 +185,7 @@ def test_the_live_table_shows_the_best_and_the_time_left(eight: SearchResult) ->
     assert shown.row_count == 6
 
 
+@pytest.mark.slow
 def test_a_longer_search_goes_on_and_keeps_what_was_best(photos: Path, tmp_path: Path) -> None:
     first = tune(photos, tmp_path / "search", *SPACE, "search.trials=2", "search.repeats=0", "search.sampler=random")
     longer = tune(photos, tmp_path / "search", *SPACE, "search.trials=9", "search.repeats=0", "search.sampler=random")
@@ -200,6 +201,7 @@ def test_a_longer_search_goes_on_and_keeps_what_was_best(photos: Path, tmp_path:
 LRS = "optim.lr=choice(0.002,0.005,0.02,0.03,0.05,0.07,1e6,2e6,3e6)"
 
 
+@pytest.mark.slow
 def test_a_search_whose_time_is_up_ends_whole_and_goes_on_with_more(photos: Path, tmp_path: Path) -> None:
     found = tune(photos, tmp_path / "search", *SPACE, "search.trials=8", "search.repeats=0", "search.max_minutes=1e-4")
     # The four that TPE is asked for at first train together; they always begin.
@@ -266,6 +268,7 @@ def test_a_search_whose_trials_all_fail_says_so(photos: Path, tmp_path: Path) ->
     assert "goes on" not in page
 
 
+@pytest.mark.slow
 def test_a_retrained_model_that_is_worse_is_reported_and_the_trial_kept(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +317,7 @@ def test_a_best_trial_that_cannot_be_trained_again_is_an_error(
         trials.state(3, {"optim.lr": 0.1})
 
 
+@pytest.mark.slow
 def test_a_search_leaves_its_configuration_without_the_storage(photos: Path, tmp_path: Path) -> None:
     storage = f"search.storage=sqlite:///{tmp_path / 'study.db'}"
     argv = ("search.trials=1", "search.repeats=0", "search.objective=valid/accuracy")
@@ -324,6 +328,7 @@ def test_a_search_leaves_its_configuration_without_the_storage(photos: Path, tmp
     assert read_search(result.run_dir).maximize  # before publish() has written search.json
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_trial_takes_the_worse_models_place_is_made_good(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +393,7 @@ def test_a_pruner_needs_an_objective_that_a_rung_knows(photos: Path, tmp_path: P
 # --- one by one ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_backbones_are_tried_one_by_one_and_one_that_raises_is_recorded(photos: Path, tmp_path: Path) -> None:
     argv = ("search=given", "search.sampler=grid", "search.objective=valid/macro_f1", "trainer.max_epochs=2")
     result = tune(photos, tmp_path / "search", *argv, "model.backbone=choice(squeezenet1_0, no_such_net)")
@@ -401,6 +407,7 @@ def test_backbones_are_tried_one_by_one_and_one_that_raises_is_recorded(photos: 
     assert openings(result.run_dir) == 1
 
 
+@pytest.mark.slow
 def test_unfrozen_runs_are_pruned_too(photos: Path, tmp_path: Path) -> None:
     argv = (
         "search=given",

@@ -144,6 +144,7 @@ def test_progress_is_told_in_bytes(proxy: FaultyProxy, photos: Path) -> None:
     assert seen[1:] == [("", 13)] * 20
 
 
+@pytest.mark.slow
 def test_a_killed_upload_goes_on(server: str, proxy: FaultyProxy, tmp_path: Path) -> None:
     photos = put(tmp_path / "photos", *(f"train/a/{number:03d}.jpg" for number in range(120)))
     proxy.reset(Faults(delay=0.1))
