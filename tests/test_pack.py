@@ -301,7 +301,7 @@ def test_the_file_of_the_weights_leaves_memory_once_they_are_packed(unpacked: Pa
 
 
 def resident(path: Path) -> int:
-    """kB of a mapped file that are in memory, over all its mappings."""
+    """How much of a mapped file is in memory, in kB over all its mappings."""
     sections = Path("/proc/self/smaps").read_text().split(f" {path}\n")[1:]
     assert sections
     return sum(int(section.partition("Rss:")[2].split()[0]) for section in sections)
