@@ -70,7 +70,7 @@ demo: $(STAMP)
 # In two processes, a file in one of them, and a thread of torch in each: two would wait for each other's core.
 # One that crashes is not replaced: xdist 3.8 waits for ever after that.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .

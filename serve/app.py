@@ -117,7 +117,7 @@ async def _load(service: Service) -> None:
 async def ping(request: Request) -> Response:
     """200 once the model is loaded, warmed and has reproduced its first parity samples; 503 before that.
 
-    The others are run by then on; a model that does not reproduce them is 503 again, with the reason.
+    The others are run a second later; a model that does not reproduce them is 503 again, with the reason.
     """
     return JSONResponse({"status": "healthy", "model": _service(request).ready().model_id})
 

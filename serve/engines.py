@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -99,7 +99,8 @@ def offered(path: Path, exported: str, precision: str) -> str:
 class OpenVinoEngine:
     """OpenVINO on the CPU; calls at the same time have a request each, which later calls use again.
 
-    It packs its own copy of the weights at its first call, and has no use for those in the file from then on.
+    It packs its own copy of most weights at its first call. The others, and all of them for another shape, are still
+    read from the file, which stays mapped.
     """
 
     def __init__(self, network: Path, precision: str, threads: int | None, streams: int) -> None:
@@ -134,6 +135,8 @@ class OpenVinoEngine:
 def read_network(network: Path) -> tuple[ov.Model, mmap.mmap]:
     """An exported network, and the mapped file of its weights, which has to live as long as what is made of it.
 
+    Nothing may write to the mapping: what is dropped of it is read from the file again.
+
     Raises:
         OSError, ValueError, RuntimeError: one of the two files cannot be read.
     """
@@ -155,17 +158,18 @@ def dropping_pages(file: mmap.mmap) -> Iterator[None]:
     done = threading.Event()
 
     def drop() -> None:
-        while not done.wait(DROP_EVERY_S):
+        with suppress(OSError):  # what a process locks in its memory stays there
+            while not done.wait(DROP_EVERY_S):
+                file.madvise(mmap.MADV_DONTNEED)
             file.madvise(mmap.MADV_DONTNEED)
 
-    thread = threading.Thread(target=drop, name="pages")
+    thread = threading.Thread(target=drop, name="pages", daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        file.madvise(mmap.MADV_DONTNEED)
 
 
 class TorchEngine:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # then, and an engine that fails at it fails at any of them; all of ResNet-50's take 0.9 s in fp32 on two cores.
 # The others are run while it answers already; `pack` and `check` run all at once.
 SAMPLES_AT_START = 4
+# /ping is to answer, if only that the model is being loaded, while a large archive is unpacked.
+LONGEST_UNPACKING_S = 2.0
 
 
 def serve_locally(argv: Sequence[str]) -> None:
@@ -35,7 +37,7 @@ def serve_locally(argv: Sequence[str]) -> None:
         under_way = threading.Event()
         loading = pool.submit(load_to_serve, arguments.config, bundle, under_way.set)
         loading.add_done_callback(lambda _: under_way.set())  # it may have failed before
-        under_way.wait()
+        under_way.wait(LONGEST_UNPACKING_S)
         from serve.server import run
 
         run(arguments.config, loading.result)

@@ -59,6 +59,7 @@ class ServedModel:
         """
         manifest = read_manifest(path)
         exported = manifest.export.precision if manifest.export else None
+        # A damaged network may be compiled meanwhile; no photo is answered by it.
         with ThreadPoolExecutor(1, "digest") as pool:
             whole = pool.submit(_check_network, path, manifest)
             try:

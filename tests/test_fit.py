@@ -461,14 +461,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_folder(tmp_path_factory.mktemp("photos"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "reason", "path"),
     [
         (signal.SIGTERM, 143, "stopped by SIGTERM", ON_FEATURES),
-        (signal.SIGINT, 130, "stopped by Ctrl-C", ON_IMAGES),
-        (signal.SIGTERM, 143, "stopped by SIGTERM", ON_IMAGES),
-        (signal.SIGINT, 130, "stopped by Ctrl-C", ON_FEATURES),
+        pytest.param(signal.SIGINT, 130, "stopped by Ctrl-C", ON_IMAGES, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, "stopped by SIGTERM", ON_IMAGES, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, "stopped by Ctrl-C", ON_FEATURES, marks=pytest.mark.slow),
     ],
     ids=["SIGTERM-features", "SIGINT-images", "SIGTERM-images", "SIGINT-features"],
 )

@@ -469,9 +469,13 @@ def test_workers_compute_on_one_thread_and_flush_denormals_and_leave_the_caller_
         return "continue"
 
     before = torch.get_num_threads()
-    together(TRIALS[:2], report=report)
-    assert seen == {(1, False)}
-    assert (torch.get_num_threads(), smallest_survives()) == (before, True)
+    torch.set_num_threads(2)
+    try:
+        together(TRIALS[:2], report=report)
+        assert seen == {(1, False)}
+        assert (torch.get_num_threads(), smallest_survives()) == (2, True)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_seconds_of_all_trials_add_up_to_about_the_time_it_took() -> None:

@@ -48,8 +48,9 @@ make = lambda: make_engine(network, **about, receive=print)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [SERVED, FEATURES], ids=["serve", "features"])
+@pytest.mark.parametrize(
+    "make", [pytest.param(SERVED, id="serve"), pytest.param(FEATURES, id="features", marks=pytest.mark.slow)]
+)
 def test_a_signal_is_handled_after_engines_went_out_of_turn(make: str, tmp_path: Path) -> None:
     assert run_alone(GIVEN_UP.format(make=make), tmp_path) == "heard"
 

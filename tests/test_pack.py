@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,11 +30,12 @@ from graft.images import render
 from serve import packing
 from serve.archive import opened, unpack, write_archive
 from serve.arguments import read_arguments
-from serve.engines import load_engine
+from serve.engines import DROP_EVERY_S, dropping_pages, load_engine
 from serve.model import ServedModel, check_parity, softmax
 from serve.packing import archive_of_run, photos_of
 from tests.cores import bound_threads
 
+in_linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "hydra", "omegaconf", "boto3", "botocore", "optuna")
 # What SageMaker's toolkit does, in a process that sees the archive's code alone.
 ALONE = """
@@ -288,16 +293,44 @@ def test_a_network_whose_weights_are_cut_off_is_refused(unpacked: Path, content:
         load_engine(unpacked, "openvino", exported="fp32", precision="fp32", threads=1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
-def test_the_file_of_the_weights_leaves_memory_once_they_are_packed(unpacked: Path) -> None:
+@in_linux
+def test_the_file_of_the_weights_leaves_memory_once_they_are_packed(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, expected = pixels_of(unpacked)
     engine = load_engine(unpacked, "openvino", exported="fp32", precision="fp32", threads=1)
     assert resident(unpacked / "network.bin") > 0  # compiling has read them
     first = engine.run(images[:1])[0]
     assert resident(unpacked / "network.bin") == 0
+    monkeypatch.setattr("serve.engines.dropping_pages", None)  # of the first call alone
     assert np.array_equal(engine.run(images[:1])[0], first)
     # Another shape may be packed anew, from the file.
     assert np.allclose(engine.run(images)[0], expected, atol=1e-3 * float(np.abs(expected).max()))
+
+
+@in_linux
+def test_pages_are_dropped_while_the_file_is_read(tmp_path: Path) -> None:
+    path, content = tmp_path / "file", bytes(range(256)) * 4096
+    path.write_bytes(content)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        with dropping_pages(mapped):
+            assert mapped[:] == content
+            until = time.monotonic() + 10
+            while resident(path) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert resident(path) == 0
+            assert mapped[:] == content  # read again
+        assert resident(path) == 0
+
+
+def test_memory_that_may_not_be_dropped_is_kept() -> None:
+    class Locked:
+        def madvise(self, option: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    with dropping_pages(cast(mmap.mmap, Locked())):
+        time.sleep(3 * DROP_EVERY_S)
+    assert not [thread for thread in threading.enumerate() if thread.name == "pages"]
 
 
 def resident(path: Path) -> int:

@@ -48,7 +48,6 @@ def test_a_network_in_int8_says_what_it_costs(packed_run: Path, tmp_path: Path) 
     assert (tmp_path / "model" / "network.bin").stat().st_size < sum(array.nbytes for array in weights) / 2
 
 
-@pytest.mark.slow
 def test_int8_is_packed_only_within_the_margin(
     packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_rehearsal_that_fails_fails_no_run(
     said = "what cached features would save could not be judged: RunError: training diverged"
     assert said in capsys.readouterr().err
     (config,) = rehearsed
+    assert config.trainer.max_epochs == 10  # of five steps: the first to have 50
     assert config.debugger.enabled  # it takes a tenth of a head's step
     assert config.debugger.on_finding is OnFinding.report  # nothing of noise is a reason to stop
 

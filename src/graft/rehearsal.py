@@ -6,6 +6,7 @@ that another product has just used and for memory that no cache holds, and takes
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import replace
@@ -28,7 +29,9 @@ from graft.profiler.recorder import Profile
 from graft.profiler.records import read_records
 from graft.terminal import say
 
-EPOCHS = 3
+# At least, and as many steps as `python -m graft.profiler apply` measures: medians over three epochs of a few steps
+# differ by a third from time to time.
+EPOCHS, STEPS = 3, 50
 WORTH_S = 10.0  # of a run's passes forward: a rehearsal takes about a second
 # Of a short run that is timed: it goes on to its end, whatever it learns, and nothing traces its steps.
 TIMED = {"trainer.patience": None, "profiler.torch_steps": 0, "debugger.on_finding": OnFinding.report}
@@ -43,16 +46,17 @@ def rehearse(config: Config, classifier: Classifier, photos: Photos, device: str
     slow = profile.watch.totals()["forward"] >= WORTH_S
     if profile.is_on and slow and config.model.unfreeze == "head" and not config.trains_on_features:
         with failing_no_run("what cached features would save", say):
-            seconds = seconds_of_cached_epoch(config, classifier, photos, device)
+            epochs = max(EPOCHS, math.ceil(STEPS / profile.facts.steps_per_epoch))
+            seconds = seconds_of_cached_epoch(config, classifier, photos, device, epochs)
             profile.facts = replace(profile.facts, cached_epoch_s=seconds)
 
 
-def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Photos, device: str) -> float:
+def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Photos, device: str, epochs: int) -> float:
     """Seconds of an epoch of the ordinary fit of this head, on as many drawn features as there are photos."""
     width = feature_width(classifier.backbone)
     classifier.backbone = nn.Identity()
     changes = {
-        **{"features.enabled": True, "trainer.max_epochs": EPOCHS, "trainer.max_steps": -1},
+        **{"features.enabled": True, "trainer.max_epochs": epochs, "trainer.max_steps": -1},
         **TIMED,
         # Recorded as the run is, which takes its time too.
         **{"trainer.progress": False, "debugger.backend": DebuggerBackend.graft},
