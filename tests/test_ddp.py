@@ -160,6 +160,7 @@ def test_sigterm_stops_all_processes_and_the_run_can_be_resumed(photos: Path, tm
     assert read_json(tmp_path / "run" / "run.json")["state"] == "unfinished"
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_is_one_line(photos: Path, tmp_path: Path) -> None:
     finish(tiny(photos, tmp_path / "run"))
     process = start(tiny(photos, tmp_path / "run", "trainer=ddp"))
