@@ -43,7 +43,7 @@ def serve_locally(argv: Sequence[str]) -> None:
         run(arguments.config, loading.result)
 
 
-def load_to_serve(config: ServeConfig, bundle: Path, under_way: Callable[[], object] = bool) -> ServedModel:
+def load_to_serve(config: ServeConfig, bundle: Path, under_way: Callable[[], object] = lambda: None) -> ServedModel:
     """The model as the server runs it, warm, and checked by its first parity samples.
 
     Args:

@@ -52,7 +52,15 @@ def rehearse(config: Config, classifier: Classifier, photos: Photos, device: str
 
 
 def seconds_of_cached_epoch(config: Config, classifier: Classifier, photos: Photos, device: str, epochs: int) -> float:
-    """Seconds of an epoch of the ordinary fit of this head, on as many drawn features as there are photos."""
+    """Seconds of an epoch of the ordinary fit of this head, on as many drawn features as there are photos.
+
+    Args:
+        config: of the run.
+        classifier: of the run; its backbone is given up.
+        photos: of the run.
+        device: cpu or cuda.
+        epochs: that are trained, for medians over them.
+    """
     width = feature_width(classifier.backbone)
     classifier.backbone = nn.Identity()
     changes = {
