@@ -22,9 +22,10 @@ import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFilter
 
 from graft import images
+from graft.inputs import InputSpec
 
 SIZES = ((500, 375), (1000, 750), (4032, 3024))
-SPEC = images.InputSpec()
+SPEC = InputSpec()
 SIDE = (SPEC.image_size, SPEC.image_size)
 
 Way = Callable[[bytes], images.Pixels]

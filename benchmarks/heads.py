@@ -159,7 +159,7 @@ def one_by_one(trials: Sequence[HeadTrial], train: FeatureSource, valid: Feature
     from graft.data.folder import Split
     from graft.data.module import ImageData
     from graft.fit import fit, quiet_lightning
-    from graft.images import InputSpec
+    from graft.inputs import InputSpec
     from graft.stores import LocalStore
 
     quiet_lightning()

@@ -96,7 +96,7 @@ def start(folder: Path) -> dict[str, float]:
     from graft.features.compute import known_digests
     from graft.features.extract import Job, extract
     from graft.features.source import FeatureSource
-    from graft.images import InputSpec
+    from graft.inputs import InputSpec
     from graft.stores import LocalStore
 
     clock = Clock()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import multiprocessing
+import signal
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 import graft
 from graft.errors import RunError
@@ -19,7 +24,7 @@ MAX_FILES = 1000
 MAX_BYTES = 4 * 10**9  # unpacked; the largest network of torchvision takes 2.6 GB in fp32
 
 # The handler and all that it imports on an exported engine; a test runs it with nothing else beside it.
-GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "locks", "novelty", "openvino_core", "storage")
+GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "inputs", "locks", "novelty", "openvino_core", "storage")
 SERVE_CODE = ("__init__", "answers", "engines", "handler", "model", "reading", "refusals")
 PACKAGES = ("filelock", "numpy", "opencv-python-headless", "openvino", "pillow", "safetensors", "simplejpeg")
 ENTRY = '''"""What SageMaker's toolkit loads: the handler, with its code beside it.
@@ -95,6 +100,47 @@ def opened(bundle: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+def opened_meanwhile(bundle: Path) -> AbstractContextManager[Path]:
+    """`opened`, by a process of its own that begins at once; entering the context waits for it.
+
+    A thread would take twice as long beside imports: 100 MB come in thousands of parts, and each of them waits for the
+    interpreter. To be called before there are other threads: the process is a copy of this one.
+    """
+    if bundle.is_dir() or not bundle.exists():
+        return nullcontext(bundle)
+    folder = tempfile.TemporaryDirectory(prefix="graft-model-")
+    told, tell = multiprocessing.Pipe(duplex=False)
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=_unpack_and_tell, args=(bundle, Path(folder.name), tell), daemon=True)
+    process.start()
+    tell.close()
+
+    @contextmanager
+    def once_told() -> Iterator[Path]:
+        with folder, told:
+            try:
+                problem = told.recv()
+            except EOFError:
+                problem = RunError(f"{bundle} is not unpacked: the process that did it was ended; start again")
+            process.join()
+            if problem:
+                raise problem
+            yield Path(folder.name)
+
+    return once_told()
+
+
+def _unpack_and_tell(archive: Path, folder: Path, tell: Connection) -> None:
+    """`unpack`; sends what it raised, or None."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which ends this process too
+    try:
+        unpack(archive, folder)
+    except RunError as error:
+        tell.send(error)
+    else:
+        tell.send(None)
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a model.tar.gz; paths that lead out of the folder, links and devices are refused.
 
@@ -102,7 +148,7 @@ def unpack(archive: Path, folder: Path) -> None:
         RunError: see `opened`.
     """
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with igzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             total = 0
             for count, entry in enumerate(tar, 1):
                 total += entry.size
@@ -113,7 +159,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 if not (entry.isfile() or entry.isdir()):
                     raise RunError(f"{archive} is refused: its entry {entry.name!r} is no plain file")
                 tar.extract(entry, folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, OSError, EOFError, IsalError) as error:
         raise RunError(
             f"{archive} cannot be unpacked ({error}); accepted is what `python -m serve pack` wrote"
         ) from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graft.artifacts import Manifest, ParitySample, network_digest, read_manifest, read_parity
 from graft.errors import RunError
-from graft.images import InputSpec, render
+from graft.inputs import InputSpec
 from graft.novelty import Novelty, read_novelty
 from serve.answers import Answer
 from serve.engines import Engine, Pixels, load_engine
@@ -132,6 +132,8 @@ class ServedModel:
             self._check(remaining, first=self._checked)
 
     def _check(self, samples: Sequence[ParitySample], first: int) -> float:
+        from graft.images import render  # the network is loaded while what decodes is imported, which takes 0.1 s
+
         pixels = [render(sample.data, self.spec).pixels for sample in samples]
         # One by one: that is how requests come, and it does not let memory grow to what sixteen need.
         logits = np.concatenate([self.engine.run(image[None])[0] for image in pixels])

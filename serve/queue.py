@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from simplejpeg import encode_jpeg  # type: ignore[import-untyped]
 
-from graft.images import InputSpec, Pixels
+from graft.images import Pixels
+from graft.inputs import InputSpec
 from serve.answers import Answer
 from serve.layout import Layout
 from serve.metrics import Metrics

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.images import ImageError, InputSpec, PixelError, Pixels, open_header, render
+from graft.images import ImageError, PixelError, Pixels, open_header, render
+from graft.inputs import InputSpec
 from serve.refusals import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP")

@@ -14,7 +14,8 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
-from graft.images import InputSpec, Pixels
+from graft.images import Pixels
+from graft.inputs import InputSpec
 from serve.answers import Answer
 from serve.app import Service
 from serve.layout import Layout

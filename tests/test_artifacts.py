@@ -29,7 +29,7 @@ from graft.artifacts import (
     write_bundle,
 )
 from graft.errors import RunError
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 CONFIG = """\

@@ -20,7 +20,7 @@ from graft.bundle import model_card, parity_samples, save_bundle
 from graft.classifier import Classifier
 from graft.data.folder import Split, scan
 from graft.errors import GraftError, RunError
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.model import build_backbone, fingerprint
 from graft.stores import LocalStore
 from tests.composing import ROOT

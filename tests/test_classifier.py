@@ -18,7 +18,8 @@ from graft.data.folder import scan
 from graft.data.module import ImageData
 from graft.errors import WeightsError
 from graft.fit import fit, quiet_lightning
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from graft.model import build_backbone, fingerprint
 from graft.stores import LocalStore
 from graft.trainer import RunResult

@@ -20,7 +20,7 @@ from graft import openvino_core
 from graft.environment import available_cores, describe_environment
 from graft.features import engines
 from graft.features.engines import Engine, Normalised, TorchEngine, fold_batchnorm, make_engine, resolve
-from graft.images import IMAGENET_MEAN, IMAGENET_STD
+from graft.inputs import IMAGENET_MEAN, IMAGENET_STD
 from graft.model import build_backbone, fingerprint
 from tests.backbones import scramble, tiny_backbone
 from tests.cores import bound_threads

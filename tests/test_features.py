@@ -42,7 +42,8 @@ from graft.features.decode import Reading
 from graft.features.engines import Engine, Pixels, Receive, make_engine
 from graft.features.extract import Extracted, Job, extract
 from graft.features.source import FeatureSource
-from graft.images import IMAGENET_MEAN, InputSpec, render
+from graft.images import render
+from graft.inputs import IMAGENET_MEAN, InputSpec
 from graft.model import fingerprint
 from graft.stores import LocalStore
 from graft.transforms import VIEW_VERSION

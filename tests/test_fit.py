@@ -22,7 +22,7 @@ from graft.data.loader import Batch, Place
 from graft.data.module import ImageData
 from graft.errors import ConfigError, RunError
 from graft.fit import fit, pick_device, quiet_lightning
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.stores import LocalStore
 from tests.pictures import draw_folder
 from tests.training import lasting, read_json, run, start, tiny, wait_for

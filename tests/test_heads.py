@@ -25,7 +25,7 @@ from graft.features.cache import Table
 from graft.features.extract import Extracted
 from graft.features.source import FeatureSource
 from graft.fit import fit
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.search import heads
 from graft.search.heads import Decision, HeadResult, HeadTrial, Progress, train_heads
 from graft.search.heads_course import Course

@@ -22,7 +22,8 @@ from PIL import Image
 
 from graft import images
 from graft.errors import ConfigError, DataError
-from graft.images import ImageError, InputSpec, View, plain_view, render
+from graft.images import ImageError, View, plain_view, render
+from graft.inputs import InputSpec
 from tests.conftest import REAL_DATA
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -653,7 +654,8 @@ def test_memory_is_reused_from_photo_to_photo() -> None:
     code = """
 import io, resource
 from PIL import Image
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 buffer, batch = io.BytesIO(), []
 Image.effect_noise((500, 375), 50).convert("RGB").save(buffer, "JPEG")
 def faults(count):

@@ -16,7 +16,8 @@ from torch import nn
 from graft.data.folder import Folder, scan
 from graft.data.loader import Batch, EpochOrder, Place, ResumableLoader, Source
 from graft.data.module import ImageData, ImageSource, class_counts, default_workers, inverse_frequency
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from graft.stores import LocalStore
 from tests.pictures import draw_folder
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from graft.errors import ConfigError, WeightsError
-from graft.images import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from graft.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from graft.model import (
     build_backbone,
     build_head,

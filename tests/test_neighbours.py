@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from graft.features import neighbours
 from graft.features.neighbours import Gallery, near_duplicates
 from graft.features.thumbnails import SIDE, compare, thumbnail
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from graft.model import build_backbone
 from tests.conftest import REAL_DATA
 from tests.pictures import encode

@@ -39,7 +39,7 @@ make = lambda: OpenVinoEngine(Path("network.xml"), "auto", 1, 1)
 """
 FEATURES = """
 from graft.features.engines import Normalised, make_engine
-from graft.images import IMAGENET_MEAN, IMAGENET_STD
+from graft.inputs import IMAGENET_MEAN, IMAGENET_STD
 from tests.backbones import tiny_backbone
 
 network = Normalised(tiny_backbone(), IMAGENET_MEAN, IMAGENET_STD).eval()

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import mmap
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,12 +31,13 @@ from graft.config import ServeConfig
 from graft.errors import ConfigError, RunError
 from graft.images import render
 from serve import packing
-from serve.archive import opened, unpack, write_archive
+from serve.archive import opened, opened_meanwhile, unpack, write_archive
 from serve.arguments import read_arguments
 from serve.engines import DROP_EVERY_S, dropping_pages, load_engine
 from serve.model import ServedModel, check_parity, softmax
 from serve.packing import archive_of_run, photos_of
 from tests.cores import bound_threads
+from tests.serving import wait_for
 
 in_linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "hydra", "omegaconf", "boto3", "botocore", "optuna")
@@ -59,6 +63,9 @@ body, kind = inference.transform_fn(model, b"no photo", "image/jpeg", "applicati
 print(context.status, body.decode())
 print(*sys.modules)
 """
+
+
+Opening = Callable[[Path], AbstractContextManager[Path]]
 
 
 @pytest.fixture
@@ -393,12 +400,51 @@ def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path: Path, entry: tar
     assert not list(tmp_path.rglob("outside"))
 
 
-def test_a_damaged_archive_is_refused(tmp_path: Path, packed_run: Path) -> None:
+@pytest.mark.parametrize("opening", [opened, opened_meanwhile])
+def test_a_damaged_archive_is_refused(tmp_path: Path, packed_run: Path, opening: Opening) -> None:
     whole = (packed_run / "model.tar.gz").read_bytes()
-    for number, content in enumerate((b"", b"no archive", whole[: len(whole) // 2])):
+    no_deflate = whole[:10] + b"\xff" + whole[11:]
+    for number, content in enumerate((b"", b"no archive", whole[: len(whole) // 2], no_deflate)):
         (tmp_path / f"{number}.tar.gz").write_bytes(content)
-        with pytest.raises(RunError, match="cannot be unpacked"), opened(tmp_path / f"{number}.tar.gz"):
+        with pytest.raises(RunError, match="cannot be unpacked"), opening(tmp_path / f"{number}.tar.gz"):
             pass
+
+
+@pytest.mark.parametrize("opening", [opened, opened_meanwhile])
+def test_an_archive_is_open_in_a_folder_that_goes_again(packed_run: Path, unpacked: Path, opening: Opening) -> None:
+    with opening(packed_run / "model.tar.gz") as folder:
+        assert files_of(folder) == files_of(unpacked)
+    assert not folder.exists()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("opening", [opened, opened_meanwhile])
+def test_a_folder_is_open_as_it_is(packed_run: Path, opening: Opening) -> None:
+    with opening(packed_run / "bundle") as folder:
+        assert folder == packed_run / "bundle"
+    assert folder.is_dir()
+
+
+def test_an_archive_is_unpacked_before_anybody_waits_for_it(packed_run: Path) -> None:
+    opening = opened_meanwhile(packed_run / "model.tar.gz")
+    wait_for(lambda: multiprocessing.active_children() == [], seconds=10)
+    with opening as folder:
+        assert (folder / "manifest.json").exists()
+
+
+def test_a_process_that_ends_while_it_unpacks_is_told(
+    packed_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("serve.archive.unpack", lambda archive, folder: os._exit(1))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(RunError, match="that did it was ended"), opened_meanwhile(packed_run / "model.tar.gz"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """Path below a folder -> content."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

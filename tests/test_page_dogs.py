@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from graft.config import ServeConfig
+from serve.archive import opened
 from serve.local import load_to_serve
 from serve.reading import Limits
 from tests.serving import Running, running
@@ -29,7 +30,7 @@ NOT_TAUGHT = "This does not look like anything that I was taught. The nearest:"
 
 @pytest.fixture(scope="module")
 def server(dogs: Path) -> Iterator[Running]:
-    with running(lambda: load_to_serve(ServeConfig(), dogs / "model.tar.gz"), limits=Limits()) as started:
+    with running(lambda: load_to_serve(ServeConfig(), opened(dogs / "model.tar.gz")), limits=Limits()) as started:
         yield started
 
 

@@ -20,7 +20,8 @@ from graft.data.loader import Source
 from graft.data.module import class_counts
 from graft.errors import DataError
 from graft.features.compute import Backbone, FeatureCache
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from graft.photos import Photos, look_at_photos
 from graft.stores import LocalStore
 from tests.backbones import WIDTH, tiny_backbone

@@ -13,7 +13,7 @@ import pytest
 
 from graft.assembly import build_data, open_folder
 from graft.diagnosis import Finding
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.profiler.causes import EXPLAINS, RULES, causes_first, judge
 from graft.profiler.input_rules import saved_by_workers
 from graft.profiler.prediction import cached_epoch_seconds, epoch_seconds, epochs_seen

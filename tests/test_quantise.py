@@ -14,7 +14,7 @@ from graft.artifacts import Export, network_digest, read_manifest, read_tensors,
 from graft.data.folder import scan
 from graft.errors import RunError
 from graft.export import export
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.quantise import compare, images_of, quantise, steps
 from graft.stores import LocalStore
 from serve.archive import opened

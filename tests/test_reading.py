@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from serve.reading import URL_IS_OFF, Limits, decode, read_entries
 from serve.refusals import Refusal
 

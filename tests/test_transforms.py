@@ -11,7 +11,8 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize
 
-from graft.images import IMAGENET_MEAN, IMAGENET_STD, View
+from graft.images import View
+from graft.inputs import IMAGENET_MEAN, IMAGENET_STD
 from graft.transforms import normalise, random_view
 
 DRAWS = 4000

@@ -18,7 +18,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from graft.errors import RunError
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.locks import held
 from graft.storage import write_atomic, write_text
 

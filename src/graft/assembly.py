@@ -27,7 +27,7 @@ from graft.errors import ConfigError, DataError, WeightsError
 from graft.evaluate import Evaluation
 from graft.features.compute import Backbone, FeatureCache
 from graft.fit import fit
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.inspection import inspect_features
 from graft.mirror import mirrored
 from graft.model import input_spec

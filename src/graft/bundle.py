@@ -15,7 +15,8 @@ from PIL import Image
 from graft.artifacts import Manifest, ParitySample, write_bundle
 from graft.classifier import Classifier
 from graft.data.folder import Split
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 
 PARITY_SAMPLES = 16
 PARITY_BYTES = 256 * 1024  # a larger photo is stored as its pixels at model size

@@ -24,10 +24,9 @@ import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import ExifTags, Image, ImageFile
 
-from graft.errors import ConfigError, DataError
+from graft.errors import DataError
+from graft.inputs import InputSpec
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Raised whenever `render` gives other pixels than before: cached features are keyed by it.
 PIXELS_VERSION = 2
@@ -56,31 +55,6 @@ class ImageError(DataError):
 
 class PixelError(ImageError):
     """A header that announces more pixels than PIXEL_CAP."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What a model expects of its input.
-
-    `image_size`: side of the square in pixels. `fit`: crop (short side to `resize`, then the centre)
-    or squash (the whole photo, aspect ratio lost, `resize` unused). `mean`, `std`: per channel, of
-    pixels in 0..1. Raises ConfigError for another `fit`, or a crop larger than `resize`.
-    """
-
-    image_size: int = 224
-    resize: int = 224
-    fit: str = "crop"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        """Refuse what `render` could only fail on."""
-        if self.fit not in ("crop", "squash"):
-            raise ConfigError(f"model.fit={self.fit!r}: accepted are crop and squash")
-        if self.image_size < 1:
-            raise ConfigError(f"model.image_size={self.image_size}: must be at least 1")
-        if self.fit == "crop" and self.resize < self.image_size:
-            raise ConfigError(f"model.resize={self.resize}: must be at least image_size={self.image_size}")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from graft.errors import ConfigError, WeightsError
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.weights import FILE_KINDS, NAMED_WEIGHTS, load, locate, named_weights
 
 # Ported from TensorFlow, where pixels go to -1..1. torchvision mends that inside the network

@@ -23,7 +23,7 @@ from graft.features.cache import TRUNCATED, UNDECODABLE
 from graft.features.compute import FeatureCache, inspect
 from graft.features.extract import Extracted
 from graft.features.source import FeatureSource
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.inspection import inspect_photos
 from graft.processes import ALONE, Team
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from graft.data.folder import Folder, Split
 from graft.errors import DataError, RunError
-from graft.images import ImageError, InputSpec, Pixels, render
+from graft.images import ImageError, Pixels, render
+from graft.inputs import InputSpec
 from graft.openvino_core import core
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from graft.data.folder import Split
 from graft.data.loader import Batch, EpochOrder, Place, ResumableLoader, Source
 from graft.environment import available_cores
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from graft.transforms import random_view
 
 

@@ -15,7 +15,8 @@ from graft.data.folder import PhotoList
 from graft.features.cache import Space, evict
 from graft.features.engines import Engine, Normalised, Pixels, Receive, Vectors, make_engine, resolve
 from graft.features.extract import Extracted, Job, Progress, extract
-from graft.images import PIXELS_VERSION, InputSpec
+from graft.images import PIXELS_VERSION
+from graft.inputs import InputSpec
 from graft.model import feature_width, fingerprint
 from graft.processes import ALONE, Team
 from graft.transforms import VIEW_VERSION

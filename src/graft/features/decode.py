@@ -15,7 +15,8 @@ from graft.data.digests import DIGEST_BYTES, Digests, digest
 from graft.data.folder import PhotoList
 from graft.features.cache import OK, TRUNCATED, UNDECODABLE, Table
 from graft.features.engines import Pixels
-from graft.images import ImageError, InputSpec, View, render
+from graft.images import ImageError, View, render
+from graft.inputs import InputSpec
 from graft.transforms import random_view
 
 KNOWN = 255  # status of a photo whose vector is there already

@@ -24,7 +24,7 @@ from graft.features.decode import KNOWN, Batch, Decoder, Index, Reading, ahead
 from graft.features.engines import Engine, Receive, Vectors
 from graft.features.exchange import fetch_from_others, merge_digests
 from graft.features.writer import ShardWriter
-from graft.images import InputSpec
+from graft.inputs import InputSpec
 from graft.locks import held
 from graft.processes import ALONE, Team
 from graft.shards import distinct

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.images import ImageError, InputSpec, Pixels, render
+from graft.images import ImageError, Pixels, render
+from graft.inputs import InputSpec
 
 SIDE = 64  # of a thumbnail
 MARGIN = 3  # of half a thumbnail: how far the coarse search moves it each way, 9 % of the side

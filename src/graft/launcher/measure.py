@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from graft.environment import available_cores, describe_environment
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from graft.launcher.calibration import BACKBONE_GMACS, Calibration
 
 _SECONDS = 6.0  # for each of the two

@@ -12,7 +12,8 @@ from PIL import Image
 
 from graft.data.stores import open_store
 from graft.errors import ConfigError, DataError
-from graft.images import InputSpec, render
+from graft.images import render
+from graft.inputs import InputSpec
 from graft.storage import is_remote
 from graft.stores import Store
 
