@@ -91,6 +91,26 @@ def test_doubts_with_features_say_how_many_photos_of_valid_are_refused() -> None
     assert doubts.rates["held_out/refused"] > 0.95
 
 
+def test_of_two_classes_no_distance_is_told() -> None:
+    train, valid = clusters(2, 40, seed=0), clusters(2, 20, seed=1)
+    probability = np.linspace(0.5, 1, len(valid.labels)).astype(np.float32)
+    doubts, novelty = fit_doubts(probability, probability > 0.6, train, valid)
+    assert (doubts.distance, novelty) == (None, None)
+    assert set(doubts.rates) == {"valid/unsure_right", "valid/unsure_wrong", "valid/sure_right"}
+
+
+@pytest.mark.parametrize("classes", [3, 4])
+def test_of_three_classes_and_more_what_is_none_of_them_is_far(classes: int) -> None:
+    train, valid = clusters(classes, 40, seed=0), clusters(classes, 20, seed=1)
+    probability = np.linspace(0.5, 1, len(valid.labels)).astype(np.float32)
+    doubts, novelty = fit_doubts(probability, probability > 0.6, train, valid)
+    assert doubts.distance is not None
+    assert novelty is not None
+    away = np.tile(train.values.mean(axis=0), (50, 1)) + np.random.default_rng(2).standard_normal((50, 16))
+    assert 0 < doubts.distance < 1
+    assert (novelty.distances(away.astype(np.float32)) > doubts.distance).mean() > 0.5
+
+
 def test_novelty_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     train = clusters(4, 30, seed=0)
     novelty = fit_novelty(train.values, train.labels)

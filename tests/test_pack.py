@@ -37,7 +37,9 @@ from serve.engines import DROP_EVERY_S, dropping_pages, load_engine
 from serve.model import ServedModel, check_parity, softmax
 from serve.packing import archive_of_run, photos_of
 from tests.cores import bound_threads
+from tests.pictures import draw_folder
 from tests.serving import wait_for
+from tests.training import run, tiny
 
 in_linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "lightning", "hydra", "omegaconf", "boto3", "botocore", "optuna")
@@ -118,6 +120,20 @@ def test_answers_are_calibrated_and_name_the_classes(unpacked: Path) -> None:
     )
     assert model.labels == ("class_0", "class_1", "class_2")
     assert answers[0].top(1)[0]["label"] == model.labels[int(expected[0].argmax())]
+
+
+def test_a_model_of_two_classes_answers(tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos", classes=2)
+    bundle = run(tiny(photos, tmp_path / "run")).run_dir / "bundle"
+    images, expected = pixels_of(bundle)
+    answers = ServedModel.load(bundle, threads=1).predict(images)
+    assert [answer.top(1)[0]["index"] for answer in answers] == expected.argmax(axis=1).tolist()
+    assert not any(answer.not_one_of_these for answer in answers)
+    # As earlier releases wrote it.
+    manifest = read_manifest(bundle)
+    assert manifest.doubts is not None
+    write_manifest(bundle, replace(manifest, doubts=replace(manifest.doubts, distance=0.0)))
+    assert not any(answer.not_one_of_these for answer in ServedModel.load(bundle, threads=1).predict(images))
 
 
 def test_a_run_says_when_its_answers_are_doubted(packed_run: Path) -> None:

@@ -18,6 +18,7 @@ from graft.novelty import Novelty, fit_novelty
 REFUSED = 0.05  # of photos that are one of the classes: the field's convention, FPR at 95 % TPR
 HELD_OUT = 6  # every sixth class is left out to measure how often a photo of none of the classes is refused
 FEWEST_CLASSES = 12  # that this is measured with: two are held out then
+FEWEST_FOR_DISTANCES = 3  # classes: two are told apart along a line, on which every photo has the place of one of them
 REFERENCE_PHOTOS = 10_000  # of train that distances are told from: 80 MB at 2,048 numbers
 
 Floats = NDArray[np.float32]
@@ -109,9 +110,12 @@ def fit_doubts(
         right: [N], whether it is the photo's.
         train: of at most REFERENCE_PHOTOS photos; None where features are not kept, and nothing tells distances.
         valid: of all its photos, in the order of `probability`; likewise.
+
+    Returns:
+        No distance and no novelty where there are none, or fewer than FEWEST_FOR_DISTANCES classes.
     """
     limit = fit_probability(probability, right)
-    if train is None or valid is None:
+    if train is None or valid is None or len(np.unique(train.labels)) < FEWEST_FOR_DISTANCES:
         shares = rates(Doubts(limit, None, {}), probability, right, None)
         return Doubts(limit, None, _named("valid", shares)), None
     novelty = fit_novelty(train.values, train.labels)
