@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -24,14 +23,15 @@ from graft.command import SearchLine  # noqa: E402
 from graft.config import Config  # noqa: E402
 from graft.launcher.container import run_job, tell  # noqa: E402
 from graft.launcher.job import JOB_FILE, Entry, read_job  # noqa: E402
+from graft.startup import without_collecting  # noqa: E402
 from graft.storage import write_atomic  # noqa: E402
 
 
 def train(config: Config, overrides: tuple[str, ...], model: Path) -> dict[str, float]:
     """One run, as train.py does it, and its model to deploy."""
-    _freeze_imports()
-    from graft import trainer
-    from graft.callbacks import EpochMetrics
+    with without_collecting():
+        from graft import trainer
+        from graft.callbacks import EpochMetrics
 
     run_dir = Path(config.run_dir)
     if read_state(run_dir).get("state") == "finished":  # it was interrupted while the service kept its files
@@ -45,27 +45,18 @@ def train(config: Config, overrides: tuple[str, ...], model: Path) -> dict[str, 
 
 def tune(config: Config, overrides: tuple[str, ...], model: Path) -> dict[str, float]:
     """A whole search, as tune.py does it, and the model of its best trial to deploy."""
-    _freeze_imports()
-    from graft.search import search as story
-    from graft.search.publish import publish
-    from graft.search.space import read_space
-    from graft.search.summary import print_summary
-    from graft.trainer import train
+    with without_collecting():
+        from graft.search import search as story
+        from graft.search.publish import publish
+        from graft.search.space import read_space
+        from graft.search.summary import print_summary
+        from graft.trainer import train
 
     space = read_space(config, SearchLine([], {}, frozenset()))
     result = story.search(config, space, train, overrides, STARTED)
     print_summary(result, publish(result))
     _provide(result.retrained.run_dir / "bundle", model)
     return result.retrained.metrics
-
-
-def _freeze_imports() -> None:
-    """Import what trains. See train.py for why no garbage is collected meanwhile."""
-    gc.disable()
-    from graft import trainer  # noqa: F401
-
-    gc.freeze()
-    gc.enable()
 
 
 def _provide(bundle: Path, model: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from graft.config import Config, LauncherKind, SearchBackend, parse  # noqa: E40
 from graft.errors import ConfigError  # noqa: E402
 from graft.launcher import launch  # noqa: E402
 from graft.launcher.job import Entry  # noqa: E402
+from graft.startup import without_collecting  # noqa: E402
 from graft.terminal import plain_errors, say  # noqa: E402
 
 if TYPE_CHECKING:
@@ -80,13 +80,9 @@ def search(config: Config) -> SearchResult:
     """Search in this process. torch is imported only when the space is known to be right."""
     from graft.search.space import read_space
 
-    # See train.py.
-    gc.disable()
-    from graft.search import search as story
-    from graft.trainer import train
-
-    gc.freeze()
-    gc.enable()
+    with without_collecting():
+        from graft.search import search as story
+        from graft.trainer import train
     return story.search(config, read_space(config, SEARCHED), train, overrides_given(), STARTED)
 
 

@@ -8,8 +8,8 @@ import multiprocessing
 import signal
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from graft.storage import write_atomic
 
 MAX_FILES = 1000
 MAX_BYTES = 4 * 10**9  # unpacked; the largest network of torchvision takes 2.6 GB in fp32
+LONGEST_READ = 1 << 20
 
 # The handler and all that it imports on an exported engine; a test runs it with nothing else beside it.
 GRAFT_CODE = ("__init__", "artifacts", "errors", "images", "inputs", "locks", "novelty", "openvino_core", "storage")
@@ -100,34 +101,38 @@ def opened(bundle: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def opened_meanwhile(bundle: Path) -> AbstractContextManager[Path]:
-    """`opened`, by a process of its own that begins at once; entering the context waits for it.
+@contextmanager
+def opened_meanwhile(bundle: Path) -> Iterator[Callable[[], Path]]:
+    """`opened`, by a process of its own; yields what waits for it and gives the folder, or raises what that raises.
 
     A thread would take twice as long beside imports: 100 MB come in thousands of parts, and each of them waits for the
-    interpreter. To be called before there are other threads: the process is a copy of this one.
+    interpreter. To be entered before there are other threads: the process is a copy of this one.
     """
     if bundle.is_dir() or not bundle.exists():
-        return nullcontext(bundle)
-    folder = tempfile.TemporaryDirectory(prefix="graft-model-")
-    told, tell = multiprocessing.Pipe(duplex=False)
-    fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=_unpack_and_tell, args=(bundle, Path(folder.name), tell), daemon=True)
-    process.start()
-    tell.close()
+        yield lambda: bundle
+        return
+    with tempfile.TemporaryDirectory(prefix="graft-model-") as name:
+        told, tell = multiprocessing.Pipe(duplex=False)
+        fork = multiprocessing.get_context("fork")
+        process = fork.Process(target=_unpack_and_tell, args=(bundle, Path(name), tell), daemon=True)
+        process.start()
+        tell.close()
 
-    @contextmanager
-    def once_told() -> Iterator[Path]:
-        with folder, told:
+        def wait() -> Path:
             try:
                 problem = told.recv()
             except EOFError:
                 problem = RunError(f"{bundle} is not unpacked: the process that did it was ended; start again")
-            process.join()
             if problem:
                 raise problem
-            yield Path(folder.name)
+            return Path(name)
 
-    return once_told()
+        try:
+            yield wait
+        finally:
+            process.terminate()
+            process.join()
+            told.close()
 
 
 def _unpack_and_tell(archive: Path, folder: Path, tell: Connection) -> None:
@@ -141,6 +146,17 @@ def _unpack_and_tell(archive: Path, folder: Path, tell: Connection) -> None:
         tell.send(None)
 
 
+class _Reader(igzip.IGzipFile):  # type: ignore[misc]  # its stubs are not read: pyproject.toml
+    """tarfile reads files in small parts, but a header as large as it says it is."""
+
+    def read(self, size: int = -1) -> bytes:
+        """See `IGzipFile`. Raises tarfile.ReadError beyond LONGEST_READ."""
+        if size > LONGEST_READ:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        content: bytes = super().read(size)
+        return content
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a model.tar.gz; paths that lead out of the folder, links and devices are refused.
 
@@ -148,7 +164,7 @@ def unpack(archive: Path, folder: Path) -> None:
         RunError: see `opened`.
     """
     try:
-        with igzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with _Reader(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             total = 0
             for count, entry in enumerate(tar, 1):
                 total += entry.size
@@ -159,7 +175,11 @@ def unpack(archive: Path, folder: Path) -> None:
                 if not (entry.isfile() or entry.isdir()):
                     raise RunError(f"{archive} is refused: its entry {entry.name!r} is no plain file")
                 tar.extract(entry, folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError, IsalError) as error:
+            # To its checksum: a damaged entry looks like the last one.
+            while stream.read(LONGEST_READ):
+                pass
+    # Of damaged headers, numbers that are none and names that no file can have.
+    except (tarfile.TarError, OSError, EOFError, IsalError, ValueError, OverflowError) as error:
         raise RunError(
             f"{archive} cannot be unpacked ({error}); accepted is what `python -m serve pack` wrote"
         ) from error

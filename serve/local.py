@@ -6,14 +6,15 @@ engine is imported; then one thread loads it while another imports the server.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graft.config import ServeConfig
+from graft.signals import exit_when_told
+from graft.startup import without_collecting
 from serve.archive import opened_meanwhile
 from serve.arguments import bundle_of, read_arguments
 from serve.layout import lay_out
@@ -31,25 +32,14 @@ SAMPLES_AT_START = 2
 def serve_locally(argv: Sequence[str]) -> None:
     """Answer over HTTP until SIGTERM or Ctrl-C."""
     with ThreadPoolExecutor(1, "load") as pool:
-        with garbage_left():
+        with exit_when_told(), without_collecting(), ExitStack() as opening:
             arguments = read_arguments(argv, places=("bundle",))
             bundle = bundle_of(arguments)
-            opening = opened_meanwhile(bundle)
+            unpacked = opening.enter_context(opened_meanwhile(bundle))
             import_engine(bundle)
-            loading = pool.submit(load_to_serve, arguments.config, opening)
+            loading = pool.submit(load_to_serve, arguments.config, unpacked, opening.pop_all())
             from serve.server import run
         run(arguments.config, loading.result)
-
-
-@contextmanager
-def garbage_left() -> Iterator[None]:
-    """No garbage is looked for meanwhile, nor ever in what is there at the end: a sixth of the time of imports."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def import_engine(bundle: Path) -> None:
@@ -62,12 +52,15 @@ def import_engine(bundle: Path) -> None:
         core()
 
 
-def load_to_serve(config: ServeConfig, opening: AbstractContextManager[Path]) -> ServedModel:
+def load_to_serve(
+    config: ServeConfig, unpacked: Callable[[], Path], opening: AbstractContextManager[object]
+) -> ServedModel:
     """The model as the server runs it, warm, and checked by its first parity samples.
 
     Args:
         config: of the server.
-        opening: gives the folder of the model; closed once it is loaded.
+        unpacked: gives the folder of the model, once it is there.
+        opening: of that folder; left once the model is loaded, whatever happens.
 
     Raises:
         RunError: there is no whole model, or it does not reproduce them.
@@ -76,9 +69,9 @@ def load_to_serve(config: ServeConfig, opening: AbstractContextManager[Path]) ->
     from serve.model import ServedModel
 
     layout = lay_out(config.mode.value, config.threads)
-    with opening as folder:
+    with opening:
         model = ServedModel.load(
-            folder,
+            unpacked(),
             engine=config.engine.value,
             precision=config.precision.value,
             threads=layout.threads,

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The table. Entry scripts (the *.py beside pyproject.toml, every __main__.py) are layer 5; so is
 # graft/__init__.py, the package's face, which nothing in the package may use.
 LAYERS = {
-    0: {"errors", "config", "command", "artifacts", "storage", "stores", "images", "inputs", "environment", "terminal"}
+    0: {"errors", "config", "command", "artifacts", "storage", "stores", "images", "inputs", "environment"}
+    | {"startup", "terminal"}
     | {
         "shards",
         "s3",

@@ -15,8 +15,8 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -68,6 +68,13 @@ print(*sys.modules)
 
 
 Opening = Callable[[Path], AbstractContextManager[Path]]
+
+
+@contextmanager
+def waited_for(archive: Path) -> Iterator[Path]:
+    """`opened_meanwhile` in the shape of `opened`."""
+    with opened_meanwhile(archive) as wait:
+        yield wait()
 
 
 @pytest.fixture
@@ -416,17 +423,23 @@ def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path: Path, entry: tar
     assert not list(tmp_path.rglob("outside"))
 
 
-@pytest.mark.parametrize("opening", [opened, opened_meanwhile])
+@pytest.mark.parametrize("opening", [opened, waited_for])
 def test_a_damaged_archive_is_refused(tmp_path: Path, packed_run: Path, opening: Opening) -> None:
     whole = (packed_run / "model.tar.gz").read_bytes()
     no_deflate = whole[:10] + b"\xff" + whole[11:]
-    for number, content in enumerate((b"", b"no archive", whole[: len(whole) // 2], no_deflate)):
+    at = whole.index(b"class_1")
+    other_name = whole[:at] + b"klass_1" + whole[at + 7 :]
+    # Of an entry that is not the first: tarfile takes it for the end.
+    header = whole.index(b"network.xml")
+    cut_short = whole[:header] + b"n3twork.xml" + whole[header + 11 :]
+    contents = (b"", b"no archive", whole[: len(whole) // 2], no_deflate, other_name, cut_short)
+    for number, content in enumerate(contents):
         (tmp_path / f"{number}.tar.gz").write_bytes(content)
         with pytest.raises(RunError, match="cannot be unpacked"), opening(tmp_path / f"{number}.tar.gz"):
             pass
 
 
-@pytest.mark.parametrize("opening", [opened, opened_meanwhile])
+@pytest.mark.parametrize("opening", [opened, waited_for])
 def test_an_archive_is_open_in_a_folder_that_goes_again(packed_run: Path, unpacked: Path, opening: Opening) -> None:
     with opening(packed_run / "model.tar.gz") as folder:
         assert files_of(folder) == files_of(unpacked)
@@ -434,7 +447,7 @@ def test_an_archive_is_open_in_a_folder_that_goes_again(packed_run: Path, unpack
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("opening", [opened, opened_meanwhile])
+@pytest.mark.parametrize("opening", [opened, waited_for])
 def test_a_folder_is_open_as_it_is(packed_run: Path, opening: Opening) -> None:
     with opening(packed_run / "bundle") as folder:
         assert folder == packed_run / "bundle"
@@ -442,10 +455,9 @@ def test_a_folder_is_open_as_it_is(packed_run: Path, opening: Opening) -> None:
 
 
 def test_an_archive_is_unpacked_before_anybody_waits_for_it(packed_run: Path) -> None:
-    opening = opened_meanwhile(packed_run / "model.tar.gz")
-    wait_for(lambda: multiprocessing.active_children() == [], seconds=10)
-    with opening as folder:
-        assert (folder / "manifest.json").exists()
+    with opened_meanwhile(packed_run / "model.tar.gz") as wait:
+        wait_for(lambda: multiprocessing.active_children() == [], seconds=10)
+        assert (wait() / "manifest.json").exists()
 
 
 def test_a_process_that_ends_while_it_unpacks_is_told(
@@ -453,14 +465,44 @@ def test_a_process_that_ends_while_it_unpacks_is_told(
 ) -> None:
     monkeypatch.setattr("serve.archive.unpack", lambda archive, folder: os._exit(1))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(RunError, match="that did it was ended"), opened_meanwhile(packed_run / "model.tar.gz"):
+    with pytest.raises(RunError, match="that did it was ended"), waited_for(packed_run / "model.tar.gz"):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_does_not_wait_leaves_no_process_and_no_folder(
+    packed_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("serve.archive.unpack", lambda archive, folder: time.sleep(60))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    begun = time.monotonic()
+    with opened_meanwhile(packed_run / "model.tar.gz"):
+        assert len(multiprocessing.active_children()) == 1
+    assert time.monotonic() - begun < 10
+    assert multiprocessing.active_children() == []
     assert list(tmp_path.iterdir()) == []
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
     """Path below a folder -> content."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"path": "a\0b"}, "null"),
+        ({"mtime": "nan"}, "NaN"),
+        ({"mtime": "1e400"}, "out of range"),
+        ({"comment": "x" * (1 << 20)}, "a header of"),
+    ],
+)
+def test_a_header_that_no_file_can_have_is_refused(tmp_path: Path, header: dict[str, str], message: str) -> None:
+    entry = tarfile.TarInfo("file")
+    entry.pax_headers = header
+    archive = archive_of(tmp_path / "model.tar.gz", entry)
+    with pytest.raises(RunError, match=f"cannot be unpacked .*{message}"):
+        unpack(archive, tmp_path / "model")
 
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,7 +31,10 @@ NOT_TAUGHT = "This does not look like anything that I was taught. The nearest:"
 
 @pytest.fixture(scope="module")
 def server(dogs: Path) -> Iterator[Running]:
-    with running(lambda: load_to_serve(ServeConfig(), opened(dogs / "model.tar.gz")), limits=Limits()) as started:
+    with (
+        opened(dogs / "model.tar.gz") as folder,
+        running(lambda: load_to_serve(ServeConfig(), lambda: folder, nullcontext()), limits=Limits()) as started,
+    ):
         yield started
 
 
