@@ -59,12 +59,12 @@ def read_arguments(
         if argument.startswith("-"):
             if argument not in flags:
                 raise ConfigError(f"{argument} is not accepted; accepted: {_accepted(places, flags)}")
+        elif words and (not equals or Path(argument).exists()):
+            found_words.append(argument)
         elif key in places and equals:
             found_places[key] = Path(text).expanduser()
         elif key.startswith(KEY) and equals:
             values[key.removeprefix(KEY)] = value_of(key, text)
-        elif words:
-            found_words.append(argument)
         else:
             raise ConfigError(f"{argument} is not accepted; accepted: {_accepted(places, flags)}")
     given = frozenset(argument for argument in argv if argument.startswith("-"))
@@ -72,7 +72,7 @@ def read_arguments(
 
 
 def bundle_of(arguments: Arguments) -> Path:
-    """bundle=PATH, or that of the run that finished last below runs/: its archive where it was packed.
+    """bundle=PATH, or that of the run that finished last below runs/, of a search its best: packed, where it was.
 
     Raises:
         ConfigError: there is none.
@@ -81,7 +81,9 @@ def bundle_of(arguments: Arguments) -> Path:
         if not given.exists():
             raise ConfigError(f"bundle={given} does not exist; accepted is a run's bundle/ or a model.tar.gz")
         return given
-    manifests = sorted(Path("runs").glob("*/bundle/manifest.json"), key=lambda path: path.stat().st_mtime)
+    # Of a run, of the best of a search, of a member of a sweep.
+    found = (path for pattern in ("*", "*/*") for path in Path("runs").glob(f"{pattern}/bundle/manifest.json"))
+    manifests = sorted(found, key=lambda path: path.stat().st_mtime)
     if not manifests:
         raise ConfigError("bundle is not set, and runs/ holds none; give bundle=PATH, of a bundle or a model.tar.gz")
     run_dir = manifests[-1].parents[1]

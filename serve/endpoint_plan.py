@@ -17,22 +17,22 @@ DAY_H = 24
 MONTH_H = 730  # 365 days / 12, as AWS's calculator counts
 # An endpoint that is being created cannot be deleted, and where its container does not come up that may take an hour
 # (github.com/aws/amazon-sagemaker-examples/issues/3432).
-LEAST_H = 1
+LEAST_H, MOST_H = 1, 365 * 24
 _TTL = re.compile(r"(\d+(?:\.\d+)?)([hd])")
-_ACCEPTED = f"accepted is 2h, 3d, at least {LEAST_H}h, or none"
+_ACCEPTED = f"accepted is 2h, 3d, from {LEAST_H}h to {MOST_H // 24}d, or none"
 
 
 def hours_of(ttl: str) -> float | None:
     """Hours of `serve.ttl`; None where the endpoint does not end by itself.
 
     Raises:
-        ConfigError: it is no such time, or too short.
+        ConfigError: it is no such time, or too short or long.
     """
     if ttl == "none":
         return None
     match = _TTL.fullmatch(ttl)
     hours = float(match[1]) * (DAY_H if match[2] == "d" else 1) if match else 0.0
-    if hours < LEAST_H:
+    if not LEAST_H <= hours <= MOST_H:
         raise ConfigError(f"serve.ttl={ttl}: {_ACCEPTED}")
     return hours
 

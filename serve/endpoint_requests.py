@@ -14,6 +14,7 @@ from graft.errors import ConfigError
 from graft.launcher.account import DEPLOYMENT, Account
 from graft.launcher.policy import TTL_ROLE
 from graft.launcher.requests import Request, endpoint_config_request, endpoint_request, model_request
+from graft.storage import s3_uri
 
 FOLDER, ARCHIVE = "endpoints", "model.tar.gz"
 DELETE_ENDPOINT = "aws-sdk:sagemaker:deleteEndpoint"  # a universal target of EventBridge Scheduler
@@ -90,7 +91,7 @@ def archive_uri(bucket: str, prefix: str, name: str, deployment: str) -> str:
 
 def archives_uri(bucket: str, prefix: str, name: str) -> str:
     """Address of the folder with the archives of all deployments of an endpoint."""
-    return "/".join(["s3:/", bucket, *filter(None, (prefix.strip("/"), FOLDER, name))])
+    return s3_uri(bucket, prefix, FOLDER, name)
 
 
 def is_archive_of(uri: str, name: str, deployment: str) -> bool:

@@ -423,12 +423,27 @@ def test_the_address_of_a_url(url: str, region: str | None, expected: str) -> No
     assert http_url(url, region) == expected
 
 
-@pytest.mark.parametrize("url", ["ftp://example.org/a.zip", "/data/a.zip", "s3://bucket", "s3:///a.zip", "file:///a"])
+# A name that is not ASCII, a blank, a bracket that is not closed.
+UNREADABLE = ("https://example.org/\u00fcber.zip", "https://example.org/a b.zip", "https://[::1/a.zip")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://example.org/a.zip", "/data/a.zip", "s3://bucket", "s3:///a.zip", "file:///a", *UNREADABLE]
+)
 def test_another_kind_of_url_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         fetch(url, tmp_path / "dogs")
     accepted = "accepted is s3://BUCKET/KEY, https:// or http:// with a zip file"
     assert str(caught.value) == f"data.archive={url}: {accepted}"
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "http://[::1", "http://"])
+def test_an_endpoint_that_is_none_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError) as caught:
+        http_url("s3://bucket/b.zip", None)
+    assert str(caught.value) == f"AWS_ENDPOINT_URL={endpoint}: accepted is http:// or https:// with a host"
 
 
 def test_without_a_network_it_says_how_to_go_on(tmp_path: Path) -> None:

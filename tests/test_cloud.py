@@ -408,6 +408,18 @@ def test_no_line_of_a_log_is_missed(
     assert [line for line in lines if line in ("first", "second", "late")] == ["first", "second", "late"]
 
 
+def test_lines_of_several_machines_say_which(
+    server: str, script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_run(server)
+    script.answer("DescribeTrainingJob", training("Completed"))
+    streams = [{"logStreamName": f"{NAME}/algo-{number}-1712345678"} for number in (1, 12)]
+    script.answer("DescribeLogStreams", (200, {"logStreams": streams}), service="logs")
+    script.answer("GetLogEvents", page("1", "one"), page("1"), page("2", "twelve"), page("2"), service="logs")
+    assert run_in_cloud(Work(in_cloud(tmp_path))) is not None
+    assert {"algo-1 | one", "algo-12 | twelve"} <= set(capsys.readouterr().err.splitlines())
+
+
 def test_ctrl_c_without_a_terminal_only_stops_watching(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,14 @@ def test_an_archive_that_leads_out_is_refused(s3: object, tmp_path: Path) -> Non
     put(s3, **{"output.tar.gz": archive(**{"run/../../evil": b"x"})})
     with pytest.raises(CloudError, match="leads out of"):
         fetch_output(f"{PLACE}/output.tar.gz", tmp_path / "run")
+
+
+def test_an_archive_that_ends_early_is_told(s3: object, tmp_path: Path) -> None:
+    whole = archive(**{"run/run.json": b"state" * 100_000, "run/noise": random.Random(0).randbytes(100_000)})
+    for number, content in enumerate((whole[: len(whole) // 2], whole[:40] + b"\xff\xff" + whole[42:], b"")):
+        put(s3, **{f"{number}.tar.gz": content})
+        with pytest.raises(CloudError, match=rf"{number}\.tar\.gz cannot be fetched to"):
+            fetch_output(f"{PLACE}/{number}.tar.gz", tmp_path)
 
 
 def test_no_archive_is_told(s3: object, tmp_path: Path) -> None:

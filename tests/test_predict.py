@@ -110,6 +110,22 @@ def test_the_latest_run_is_asked_unless_told_otherwise(tmp_path: Path, monkeypat
     assert bundle_of(arguments) == Path("runs/b/bundle")
     (tmp_path / "runs" / "b" / "model.tar.gz").touch()
     assert bundle_of(arguments) == Path("runs/b/model.tar.gz")
+    search = Path("runs/search/best/bundle/manifest.json")
+    search.parent.mkdir(parents=True)
+    search.touch()
+    os.utime(search, (3, 3))
+    assert bundle_of(arguments) == Path("runs/search/best/bundle")
+
+
+def test_a_photo_may_hold_an_equals_sign_and_a_misspelt_key_is_no_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bundle=x.jpg").touch()
+    found = read_arguments(["bundle=x.jpg", "a.jpg", "bundle=runs/a"], places=("bundle",), words=True)
+    assert (found.words, found.places) == (("bundle=x.jpg", "a.jpg"), {"bundle": Path("runs/a")})
+    with pytest.raises(ConfigError, match=r"bundel=runs/a is not accepted; accepted: bundle=PATH, serve\.KEY=VALUE"):
+        read_arguments(["a.jpg", "bundel=runs/a"], places=("bundle",), words=True)
 
 
 def test_photos_are_found_below_folders_and_a_wrong_place_is_named(tmp_path: Path) -> None:

@@ -125,3 +125,15 @@ def test_the_best_trial_came_to_its_end() -> None:
 
 def test_a_parameter_has_the_type_of_its_key() -> None:
     assert record_of(1, TRIALS[0]).params == {"optim.lr": 0.02, "data.batch_size": 64, "trainer.max_epochs": 5}
+
+
+def test_a_search_over_names_is_written_and_read(tmp_path: Path) -> None:
+    space = Space({"optim.algorithm": Spread(("adam", "adamw"))}, {"optim.algorithm": "adam"})
+    trials = [
+        TunedTrial(f"graft-tune-{number:03d}", {"optim.algorithm": name}, "Completed", value, "", 60)
+        for number, (name, value) in enumerate([("adam", 0.9), ("adamw", 0.5), ("adam", 0.8), ("adamw", 0.6)], 1)
+    ]
+    write_search(tmp_path, space, "valid/loss", trials, [], seed=0)
+    assert (tmp_path / "best.yaml").read_text() == "- \"optim.algorithm='adamw'\"\n"
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert [row["params"]["optim.algorithm"] for row in study["trials"]] == ["adam", "adamw", "adam", "adamw"]

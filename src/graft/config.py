@@ -409,7 +409,7 @@ class ServeConfig:
     image: str | None = knob(
         None, "URI of the endpoint's container; null: AWS's for PyTorch 2.6, the last that serves (extra aws)"
     )
-    ttl: str = knob("24h", "after so long an endpoint deletes itself: 2h, 3d, at least 1h; none: never")
+    ttl: str = knob("24h", "after so long an endpoint deletes itself: 2h, 3d, from 1h to 365d; none: never")
     ttl_role: str | None = knob(
         None, "ARN of the role under which that happens; null: graft-endpoint-ttl, which deploy makes"
     )
@@ -543,7 +543,12 @@ def config_hash(config: Config) -> str:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted key -> plain value (enums by name), in schema order."""
-    return {key: value.name if isinstance(value, Enum) else value for key, value in _leaves(config)}
+    return {key: plain(value) for key, value in _leaves(config)}
+
+
+def plain(value: Any) -> Any:
+    """A value as files have it: enums by name."""
+    return value.name if isinstance(value, Enum) else value
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,11 @@ def is_remote(location: str) -> bool:
     return "://" in location
 
 
+def s3_uri(bucket: str, prefix: str, *parts: str) -> str:
+    """s3://BUCKET/PREFIX/PART/PART; a prefix may be empty, or stand between slashes."""
+    return "/".join([f"s3://{bucket}", *filter(None, (prefix.strip("/"), *parts))])
+
+
 def local_path(location: str, key: str) -> Path:
     """The folder or file that `location`, the value of `key`, names.
 

@@ -78,18 +78,36 @@ def http_url(url: str, region: str | None) -> str:
     Raises:
         ConfigError: it is something else.
     """
-    parts = urlsplit(url)
-    if parts.scheme in ("http", "https") and parts.netloc:
+    if _is_http(url):
         return url
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not url.startswith("s3://") or not bucket or not key:
         raise ConfigError(f"data.archive={url}: accepted is s3://BUCKET/KEY, https:// or http:// with a zip file")
     path = quote(key)
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if not (endpoint := os.environ.get(name)):
+            continue
+        if not _is_http(endpoint):
+            raise ConfigError(f"{name}={endpoint}: accepted is http:// or https:// with a host")
         return f"{endpoint.rstrip('/')}/{bucket}/{path}"
     host = f"s3.{region}.amazonaws.com" if region else "s3.amazonaws.com"
     # AWS's certificate covers one label in front of the host.
     return f"https://{host}/{bucket}/{path}" if "." in bucket else f"https://{bucket}.{host}/{path}"
+
+
+def _is_http(url: str) -> bool:
+    """Whether it is an address that can be asked."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket of an IPv6 address that is not closed
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.netloc)
+        and url.isascii()
+        and url.isprintable()
+        and " " not in url
+    )
 
 
 def download(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from graft.config import Config, DataKind
 from graft.errors import ConfigError
+from graft.storage import s3_uri
 
 OURS = ("project", "graft")  # the tag by which everything of this project is found
 DEPLOYMENT = "deployment"  # the tag that tells what one `serve deploy` made from what another did
@@ -38,7 +39,7 @@ class Account:
 
     def uri(self, *parts: str) -> str:
         """A place below the prefix: s3://BUCKET/PREFIX/PART/PART."""
-        return "/".join([f"s3://{self.bucket}", *filter(None, (self.prefix, *parts))])
+        return s3_uri(self.bucket, self.prefix, *parts)
 
 
 def found_region(config: Config) -> str | None:

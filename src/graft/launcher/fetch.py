@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,12 +62,12 @@ def fetch_output(location: str, run_dir: Path) -> int:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
                 # Below run/, or below data/run/: releases of the toolkit differ.
-                is_of_run, _, inside = member.name.removeprefix("./").removeprefix("data/").partition("run/")
+                before, _, inside = member.name.removeprefix("./").removeprefix("data/").partition("run/")
                 content = archive.extractfile(member) if member.isfile() else None
-                if content and not is_of_run and (inside == _LAST or _is_wanted(inside, run_dir)):
+                if content and not before and (inside == _LAST or _is_wanted(inside, run_dir)):
                     _write(run_dir, inside, content.read())
                     count += 1
-    except (DataError, tarfile.TarError) as error:
+    except (DataError, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CloudError(f"{location} cannot be fetched to {run_dir}: {error}") from error
     return count
 

@@ -32,7 +32,7 @@ class JobLog:
         """
         streams = self._streams()
         for stream in streams:
-            host = f"{stream.rpartition('/')[2].partition('-1')[0]} | " if len(streams) > 1 else ""
+            host = f"{stream.rpartition('/')[2].rpartition('-')[0]} | " if len(streams) > 1 else ""
             for message in self._events(stream):
                 yield from (f"{host}{line}" for line in message.splitlines())
 

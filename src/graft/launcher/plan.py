@@ -173,15 +173,15 @@ def limits_of(plan: Plan, config: Config, others: Others = ALONE) -> Limits:
     job waits a day beyond its run, which costs nothing; with a budget no longer than it pays for, as no limit of AWS's
     bounds all lives of a job without its waiting.
     """
-    hours, minutes = longest_seconds(config), config.search.max_minutes
+    longest, minutes = longest_seconds(config), config.search.max_minutes
     whole = None if minutes is None else math.ceil(60 * minutes)
     if config.budget.usd is None or plan.usd is None or plan.usd_per_hour is None:
-        return Limits(hours, whole, hours + DAY_S if config.launcher.spot else None)
+        return Limits(longest, whole, longest + DAY_S if config.launcher.spot else None)
     left = config.budget.usd - others.usd
     share = left / others.to_come if others.to_come else 0.0
     allowed = min(left, max(share, plan.usd.high))
     paid = seconds_for(allowed, plan.usd_per_hour * plan.instances)
-    seconds, search = min(hours, paid), min(max(paid // plan.parallel, 1), whole or paid)
+    seconds, search = min(longest, paid), min(max(paid // plan.parallel, 1), whole or paid)
     return Limits(seconds, search, min(seconds + DAY_S, paid) if config.launcher.spot else None)
 
 

@@ -10,6 +10,7 @@ from graft.launcher.job import Entry
 from graft.launcher.plan import Plan, dollars, longest_seconds
 from graft.launcher.prices import Prices
 from graft.launcher.requests import DAY_S
+from graft.storage import s3_uri
 
 
 def describe(plan: Plan, config: Config, prices: Prices, region: str | None) -> Iterator[str]:
@@ -19,8 +20,8 @@ def describe(plan: Plan, config: Config, prices: Prices, region: str | None) -> 
     each = " each" if plan.jobs > 1 else ""
     how = "spot" if config.launcher.spot else "on demand"
     yield f"plan: {count}, {plan.instances} x {plan.instance_type}{each}, {how}, in {region or prices.region}"
-    where = f"s3://{config.launcher.bucket or 'BUCKET'}/{config.launcher.prefix}/jobs/NAME/"
-    yield f"creates: the {kind}, {where} (source, checkpoints, results), a log in CloudWatch"
+    where = s3_uri(config.launcher.bucket or "BUCKET", config.launcher.prefix, "jobs", "NAME")
+    yield f"creates: the {kind}, {where}/ (source, checkpoints, results), a log in CloudWatch"
     at_a_time = f", {plan.parallel} jobs at a time" if plan.jobs > 1 else ""
     yield f"minutes: {plan.minutes.low:.0f} .. {plan.minutes.high:.0f}{at_a_time}; waiting for machines is not billed"
     yield f"dollars: {_cost(plan, prices, region)}"
@@ -69,7 +70,7 @@ def _end(plan: Plan, config: Config) -> str:
     if limits.spot_seconds is None:
         return f"{each}after {_hours(plan, limits.seconds)} ({key})"
     of_all = "budget.usd" if limits.spot_seconds < limits.seconds + DAY_S else f"{key} and a day"
-    life = f"; each of its lives after {limits.seconds / 3600:.2g} h ({key})" if of_all != key else ""
+    life = f"; each of its lives after {limits.seconds / 3600:.3g} h ({key})" if of_all != key else ""
     return (
         f"{each}after {_hours(plan, limits.spot_seconds)} at most, waiting and interruptions included ({of_all}){life}"
     )
@@ -79,4 +80,4 @@ def _hours(plan: Plan, seconds: int) -> str:
     """So many seconds of a job, and what they cost."""
     hours = seconds / 3600
     cost = "" if plan.usd_per_hour is None else f", ${hours * plan.instances * plan.usd_per_hour:.2f}"
-    return f"{hours:.2g} h{cost}"
+    return f"{hours:.3g} h{cost}"

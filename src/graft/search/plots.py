@@ -68,13 +68,20 @@ def draw_parallel(axes: Axes, space: Space, records: Sequence[Record], best: int
     """A line per trial over its parameters, each scaled to its range, and the objective."""
     values = ok_values(records)
     keys = list(space.spreads)
-    places = {key: heights([r.params[key] for r in records], logarithmic=space.spreads[key].log) for key in keys}
+    begun = [record for record in records if record.params]  # another process may be about to choose those of its trial
+    numbers = [record.number for record in begun]
+    places = {
+        key: dict(
+            zip(numbers, heights([r.params[key] for r in begun], logarithmic=space.spreads[key].log), strict=True)
+        )
+        for key in keys
+    }
     low, high = min(values.values()), max(values.values())
     for number in sorted(values, key=lambda n: n == best):
         parameters = [places[key][number] for key in keys]
         share = (values[number] - low) / ((high - low) or 1.0)
         axes.plot(range(len(keys) + 1), [*parameters, share], color=RED if number == best else GREY)
-    names = [f"{key}\n{ends(key, records)}" for key in keys]
+    names = [f"{key}\n{ends(key, begun)}" for key in keys]
     axes.set_xticks(range(len(keys) + 1), [*names, f"{objective}\n{low:.3g} .. {high:.3g}"])
     axes.set(yticks=[], title="Parameters of the trials")
 
@@ -109,7 +116,7 @@ def draw_curves(axes: Axes, records: Sequence[Record], best: int) -> None:
 
 
 def ends(key: str, records: Sequence[Record]) -> str:
-    """Lowest and highest value of a key among the trials, in words."""
+    """Lowest and highest value of a key among trials that have it, in words."""
     values = [record.params[key] for record in records]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):

@@ -39,7 +39,7 @@ def startup(trials: int) -> int:
     return min(10, max(3, trials // 3))
 
 
-def portion(sampler: str, trials: int, begun: int, device: str) -> int:
+def portion(sampler: str, trials: int, ended: int, device: str) -> int:
     """How many trials to ask for at a time.
 
     Heads that train together cost little more than one, but a sampler that learns should see results between. On a
@@ -50,7 +50,7 @@ def portion(sampler: str, trials: int, begun: int, device: str) -> int:
     most = MOST_ON_CPU if device == "cpu" else MOST_ON_GPU
     if sampler in ("random", "grid"):
         return most
-    random_ones = startup(trials) - begun
+    random_ones = startup(trials) - ended
     if sampler == "gp":
         return min(most, random_ones) if random_ones > 0 else 1
     return min(most, max(4, -(-trials // 5)))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from graft.command import SearchLine, Spread, quoted, read_spread
-from graft.config import Config, Sampler, flatten, knobs
+from graft.config import Config, Sampler, flatten, knobs, plain
 from graft.errors import ConfigError
 
 Value = str | int | float | bool | None
@@ -138,7 +137,7 @@ def _refuse_unsearchable(key: str) -> None:
 
 def _plain(spread: Spread) -> Spread:
     """Enums by name, as `flatten` has them and as files and Optuna keep them."""
-    return spread._replace(values=tuple(value.name if isinstance(value, Enum) else value for value in spread.values))
+    return spread._replace(values=tuple(map(plain, spread.values)))
 
 
 def _counted(key: str, spread: Spread) -> list[Value]:

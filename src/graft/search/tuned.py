@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graft.command import value_of
-from graft.config import OBJECTIVES
+from graft.config import OBJECTIVES, plain
 from graft.errors import RunError
 from graft.launcher.trials import TunedTrial
 from graft.report.page import make_report
@@ -84,7 +84,7 @@ def write_search(
 
 def record_of(number: int, trial: TunedTrial) -> Record:
     """A trial of SageMaker's as one of a search."""
-    params: Params = {key: value_of(key, text) for key, text in trial.params.items()}
+    params: Params = {key: plain(value_of(key, text)) for key, text in trial.params.items()}
     value = trial.value if trial.value is not None and math.isfinite(trial.value) else None
     states = {"Completed": "ok" if value is not None else "diverged", "Stopped": "pruned"}
     state = states.get(trial.state, "failed")
