@@ -17,7 +17,7 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 import graft
-from graft.errors import RunError
+from graft.errors import GraftError, RunError
 from graft.storage import write_atomic
 
 MAX_FILES = 1000
@@ -96,9 +96,18 @@ def opened(bundle: Path) -> Iterator[Path]:
     if bundle.is_dir() or not bundle.exists():
         yield bundle
         return
-    with tempfile.TemporaryDirectory(prefix="graft-model-") as folder:
+    with tempfile.TemporaryDirectory(prefix="graft-model-") as folder, _naming(bundle, folder):
         unpack(bundle, Path(folder))
         yield Path(folder)
+
+
+@contextmanager
+def _naming(archive: Path, folder: str) -> Iterator[None]:
+    """Errors about the folder of an archive name the archive: nobody gave that folder, and it is gone by then."""
+    try:
+        yield
+    except GraftError as error:
+        raise type(error)(str(error).replace(folder, str(archive))) from error
 
 
 @contextmanager
@@ -111,7 +120,7 @@ def opened_meanwhile(bundle: Path) -> Iterator[Callable[[], Path]]:
     if bundle.is_dir() or not bundle.exists():
         yield lambda: bundle
         return
-    with tempfile.TemporaryDirectory(prefix="graft-model-") as name:
+    with tempfile.TemporaryDirectory(prefix="graft-model-") as name, _naming(bundle, name):
         told, tell = multiprocessing.Pipe(duplex=False)
         fork = multiprocessing.get_context("fork")
         process = fork.Process(target=_unpack_and_tell, args=(bundle, Path(name), tell), daemon=True)

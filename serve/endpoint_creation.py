@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from graft.errors import CloudError, ConfigError, GraftError
+from graft.errors import CloudError, ConfigError, GraftError, RunError
 from graft.launcher.calls import Pause, patiently
-from graft.launcher.packing import file_md5
 from graft.launcher.validation import check_request
 from graft.s3 import S3Store
 from graft.signals import exit_when_told
+from graft.storage import file_md5
 from graft.terminal import say, status_line
 from serve.endpoint_parity import check_endpoint
 from serve.endpoint_removal import remove_all, what_remains
@@ -54,18 +54,12 @@ def _make_endpoint(deployment: Deployment, archive: Path, bundle: Path) -> float
             _begin(step, begun, deployment)
         wait_for_endpoint(deployment.name, region)
         say("asking the endpoint for the parity samples")
-        return check_endpoint(deployment.name, region, bundle, precision_of(deployment))
+        return check_endpoint(deployment.name, region, bundle, deployment.computes_in)
     except GraftError as error:
         raise type(error)(f"{error}\n{_rolled_back(begun, deployment)}") from error
     except BaseException:  # a stop, or a fault of this program: whatever it is, nothing billed may stay behind
         say(f"\nstopped; {_rolled_back(begun, deployment)}")
         raise
-
-
-def precision_of(deployment: Deployment) -> str:
-    """What the endpoint computes in."""
-    given = deployment.serve.precision.value
-    return deployment.precision if given == "auto" else given
 
 
 def wait_for_endpoint(name: str, region: str, *, pause: Pause = time.sleep) -> None:
@@ -110,8 +104,12 @@ def _begin(step: Step, begun: list[Resource], deployment: Deployment) -> None:
 
 def _send(archive: Path, resource: Resource) -> None:
     folder, _, name = resource.name.rpartition("/")
-    say(f"sending {archive} ({archive.stat().st_size / 1e6:.1f} MB) to {resource.name}")
-    S3Store(folder).put(name, archive, file_md5(archive))
+    try:
+        size, digest = archive.stat().st_size, file_md5(archive)
+    except OSError as error:
+        raise RunError(f"{archive} cannot be read ({error.strerror}); pack the run again") from error
+    say(f"sending {archive} ({size / 1e6:.1f} MB) to {resource.name}")
+    S3Store(folder).put(name, archive, digest)
 
 
 def _rolled_back(begun: Sequence[Resource], deployment: Deployment) -> str:

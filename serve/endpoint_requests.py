@@ -79,6 +79,12 @@ class Deployment:
     until: datetime | None
 
     @property
+    def computes_in(self) -> str:
+        """The precision that the endpoint is told to compute in."""
+        given = self.serve.precision.value
+        return self.precision if given == "auto" else given
+
+    @property
     def archive(self) -> Resource:
         """Where model.tar.gz goes."""
         return Resource(Kind.archive, archive_uri(self.account.bucket, self.account.prefix, self.name, self.id))
@@ -143,8 +149,7 @@ def environment_of(deployment: Deployment) -> dict[str, str]:
     exactly the parity samples must be met; of the other keys, those that were changed.
     """
     serve = deployment.serve
-    precision = deployment.precision if serve.precision.value == "auto" else serve.precision.value
-    told = {key: _text(getattr(serve, key)) for key in changed_keys(serve)} | {"precision": precision}
+    told = {key: _text(getattr(serve, key)) for key in changed_keys(serve)} | {"precision": deployment.computes_in}
     return {
         **{f"GRAFT_SERVE_{key.upper()}": value for key, value in told.items()},
         "SAGEMAKER_PROGRAM": "inference.py",

@@ -483,6 +483,14 @@ def test_who_does_not_wait_leaves_no_process_and_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("opening", [opened, waited_for])
+def test_errors_name_the_archive_that_was_given(packed_run: Path, opening: Opening) -> None:
+    archive = packed_run / "model.tar.gz"
+    with pytest.raises(ConfigError) as caught, opening(archive) as folder:
+        ServedModel.load(folder, engine="torch")
+    assert str(caught.value).startswith(f"serve.engine=torch: {archive} was packed")
+
+
 def files_of(folder: Path) -> dict[Path, bytes]:
     """Path below a folder -> content."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

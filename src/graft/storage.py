@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,12 @@ def local_path(location: str, key: str) -> Path:
     if is_remote(location):
         raise ConfigError(f"{key}={location}: accepted is a local path")
     return Path(location).expanduser()
+
+
+def file_md5(path: Path) -> str:
+    """MD5 of a file, hex, as S3 compares it. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -5,7 +5,6 @@ Objects appear whole or not at all, so an upload that was killed goes on with th
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import TypeVar
 from graft.data.files import is_ignored
 from graft.errors import DataError
 from graft.s3 import ProgressBar, S3Store
+from graft.storage import file_md5
 
 Result = TypeVar("Result")
 
@@ -128,8 +128,7 @@ def _send(store: S3Store, file: _File, tag: bytes | None, advance: Callable[[int
 
 def _md5(path: Path) -> str:
     try:
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return file_md5(path)
     except OSError as error:
         raise DataError(f"SRC: {path} cannot be read: {error.strerror}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from graft.errors import ConfigError
 from graft.launcher.account import Account, is_weights_file
 from graft.launcher.job import CACHE_DIR, PHOTOS_CHANNEL, RUN_DIR, TRIAL_RUN_DIR, WEIGHTS_CHANNEL, Entry, Job
 from graft.launcher.requests import Channel
+from graft.storage import file_md5
 
 _SECRET = "search.storage"  # a URL with a password
 
@@ -83,17 +83,16 @@ def weights_uri(config: Config, account: Account) -> str:
     weights = config.model.weights
     if weights.startswith("s3://"):
         return weights
-    return account.uri("weights", file_md5(Path(weights).expanduser()), Path(weights).name)
+    return account.uri("weights", weights_md5(Path(weights).expanduser()), Path(weights).name)
 
 
-def file_md5(path: Path) -> str:
-    """MD5 of a file, hex.
+def weights_md5(weights: Path) -> str:
+    """MD5 of `model.weights`, hex.
 
     Raises:
         ConfigError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
+        return file_md5(weights)
     except OSError as error:
-        raise ConfigError(f"model.weights={path} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"model.weights={weights} cannot be read ({error.strerror})") from error

@@ -17,7 +17,7 @@ from graft.launcher.calls import Pause, client, code_of, explained, is_passing
 from graft.launcher.ending import stays
 from graft.launcher.images import find_image
 from graft.launcher.job import Entry
-from graft.launcher.packing import channels_of, file_md5, make_job, weights_uri
+from graft.launcher.packing import channels_of, make_job, weights_md5, weights_uri
 from graft.launcher.plan import Plan, search_minutes
 from graft.launcher.presence import was_created
 from graft.launcher.requests import (
@@ -180,7 +180,7 @@ def _send_weights(config: Config, account: Account) -> Iterator[str]:
         folder, _, file = uri.rpartition("/")
         if file not in S3Store(folder).present().names:
             say(f"sending {path} to {uri}")
-            S3Store(folder).put(file, path, file_md5(path))
+            S3Store(folder).put(file, path, weights_md5(path))
         yield uri
 
 
