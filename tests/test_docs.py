@@ -60,7 +60,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("reader")
     for name in ("train.py", "tune.py", "conf", "serve"):
         (home / name).symlink_to(ROOT / name)
-    draw_folder(home / "photos", classes=3, train=12, valid=4, test=4)
+    draw_folder(home / "photos", classes=3, train=6, valid=4, test=4)
     unsplit = home / "unsplit"
     for photo in sorted((home / "photos").glob("*/*/*")):
         target = unsplit / photo.parent.name / f"{photo.parent.parent.name}_{photo.name}"
