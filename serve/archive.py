@@ -184,9 +184,9 @@ def unpack(archive: Path, folder: Path) -> None:
                 if not (entry.isfile() or entry.isdir()):
                     raise RunError(f"{archive} is refused: its entry {entry.name!r} is no plain file")
                 tar.extract(entry, folder, filter="data")
-            # To its checksum: a damaged entry looks like the last one.
-            while stream.read(LONGEST_READ):
-                pass
+            # Through the padding to the checksum: a damaged entry looks like the last one.
+            if len(stream.read(LONGEST_READ)) == LONGEST_READ:
+                raise tarfile.ReadError("it goes on after its last entry")
     # Of damaged headers, numbers that are none and names that no file can have.
     except (tarfile.TarError, OSError, EOFError, IsalError, ValueError, OverflowError) as error:
         raise RunError(

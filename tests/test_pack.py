@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import gzip
 import io
 import json
 import mmap
@@ -432,7 +433,8 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, packed_run: Path, opening:
     # Of an entry that is not the first: tarfile takes it for the end.
     header = whole.index(b"network.xml")
     cut_short = whole[:header] + b"n3twork.xml" + whole[header + 11 :]
-    contents = (b"", b"no archive", whole[: len(whole) // 2], no_deflate, other_name, cut_short)
+    longer = gzip.compress(gzip.decompress(whole) + bytes(1 << 20))
+    contents = (b"", b"no archive", whole[: len(whole) // 2], no_deflate, other_name, cut_short, longer)
     for number, content in enumerate(contents):
         (tmp_path / f"{number}.tar.gz").write_bytes(content)
         with pytest.raises(RunError, match="cannot be unpacked"), opening(tmp_path / f"{number}.tar.gz"):
