@@ -68,6 +68,9 @@ print(*sys.modules)
 """
 
 
+# Of Python 3.12 and later, about opened_meanwhile: these tests have threads by then, a server has none.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 Opening = Callable[[Path], AbstractContextManager[Path]]
 
 
